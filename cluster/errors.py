@@ -1,0 +1,128 @@
+"""What can go wrong, without HTTP: each dialect maps these classes to its own codes and statuses.
+
+VillageError
+├── Invalid                 the request breaks a rule
+│   ├── DependencyNotFound  a task names a dependency that does not exist
+│   ├── UnknownStrategy     no such routing strategy
+│   ├── BadSignature        a registration's signature does not match its content
+│   └── IdempotencyMismatch a repeated Idempotency-Key came with another body
+├── Unauthenticated         no credential, or one that is not (or no longer) good
+├── Forbidden               a good credential without the scope that the route needs
+├── NotFound                nothing of that id, or it belongs to somebody else
+│   ├── TaskNotFound
+│   └── AgentNotFound
+├── Conflict                the thing is not in a state that allows this
+│   ├── AlreadyExists
+│   │   └── AgentExists
+│   ├── NotCancellable
+│   └── StaleAttempt        a result for an attempt that is no longer the current one
+├── LimitExceeded           too many requests; `retry_after_seconds` says when to come back
+├── Unavailable             a part that the request needs is away just now
+│   ├── NoCapableAgent      no active agent can take such a task
+│   ├── InsufficientResources  the machine cannot hold it
+│   └── ModelNotReady       the model is still in training or loading; details say how far
+└── NotBuilt                documented, and not built yet
+"""
+
+from typing import Any
+
+
+class VillageError(Exception):
+    """Base of every error that the platform raises on purpose; `details` go to the caller as they are."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error crosses Ray by pickle: keyword details would be lost by the default.
+        return _rebuild, (type(self), self.message, self.details)
+
+
+def _rebuild(kind: type[VillageError], message: str, details: dict[str, Any]) -> VillageError:
+    return kind(message, **details)
+
+
+class Invalid(VillageError):
+    """The request breaks a rule."""
+
+
+class DependencyNotFound(Invalid):
+    """A task names a dependency that does not exist."""
+
+
+class UnknownStrategy(Invalid):
+    """No such routing strategy."""
+
+
+class BadSignature(Invalid):
+    """A registration's signature does not match its content."""
+
+
+class IdempotencyMismatch(Invalid):
+    """A repeated Idempotency-Key came with another body."""
+
+
+class Unauthenticated(VillageError):
+    """No credential, or one that is not good."""
+
+
+class Forbidden(VillageError):
+    """A good credential without the scope that the route needs."""
+
+
+class NotFound(VillageError):
+    """Nothing of that id, or it belongs to somebody else."""
+
+
+class TaskNotFound(NotFound):
+    """No such task."""
+
+
+class AgentNotFound(NotFound):
+    """No such agent."""
+
+
+class Conflict(VillageError):
+    """The thing is not in a state that allows this."""
+
+
+class AlreadyExists(Conflict):
+    """The id is taken."""
+
+
+class AgentExists(AlreadyExists):
+    """An agent of that id is registered."""
+
+
+class NotCancellable(Conflict):
+    """The task has ended."""
+
+
+class StaleAttempt(Conflict):
+    """A result for an attempt that is no longer the current one."""
+
+
+class LimitExceeded(VillageError):
+    """Too many requests; `retry_after_seconds` in details."""
+
+
+class Unavailable(VillageError):
+    """A part that the request needs is away just now."""
+
+
+class NoCapableAgent(Unavailable):
+    """No active agent can take such a task."""
+
+
+class InsufficientResources(Unavailable):
+    """The machine cannot hold it."""
+
+
+class ModelNotReady(Unavailable):
+    """The model is still in training or loading."""
+
+
+class NotBuilt(VillageError):
+    """Documented, and not built yet."""

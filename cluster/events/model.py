@@ -1,0 +1,28 @@
+"""An event: what changed, whose it is, when. The store gives it its id as it commits."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Event(BaseModel):
+    """One entry of the stream. `kind` is `<noun>.<verb>`, as in `task.completed` or `training.progress`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    subject: str  # id of the record that changed
+    owner: str  # principal that may see it
+    at: datetime
+    data: dict[str, Any] = {}
+    event_id: str = ""  # `evt_<milliseconds>-<n>`: given by the stream, and ordered
+
+
+START = "evt_0-0"
+
+
+def stream_id(event_id: str) -> str:
+    """The stream's own id inside an event id; raises ValueError for anything else."""
+    milliseconds, _, number = event_id.removeprefix("evt_").partition("-")
+    return f"{int(milliseconds)}-{int(number)}"

@@ -1,0 +1,67 @@
+"""Process settings: environment variables `VILLAGE_*`, read once per process, then passed."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+SOCKET_PATH_LIMIT = 70  # sun_path holds 108 bytes; file names of ours take the rest
+
+
+class Settings(BaseSettings):
+    """Everything that a deployment may set. Empty `redis_url` or `ray_address` means: start one here."""
+
+    model_config = SettingsConfigDict(env_prefix="VILLAGE_", frozen=True, extra="ignore")
+
+    home: Path = Path(".village")
+    profile: Literal["dev", "production"] = "dev"
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    farm_port: int = Field(8765, ge=0, le=65535)
+    dashboard_port: int = Field(8265, ge=1, le=65535)
+    ray_port: int = Field(6379, ge=1, le=65535)
+    redis_url: str = ""
+    redis_fsync: Literal["everysec", "always"] = "everysec"
+    ray_address: str = ""
+    admin_username: str = "admin@village.local"
+    admin_password: str = ""
+    chat_model: str = "seedling"
+    chat_memory_mb: int = Field(2048, ge=256)  # what all loaded chat models may hold together
+    forge_open: bool = False
+
+    def model_post_init(self, _: object) -> None:
+        """Paths are absolute from here on: actors and jobs run in other folders."""
+        object.__setattr__(self, "home", self.home.expanduser().resolve())
+
+    @property
+    def run_dir(self) -> Path:
+        """Where sockets lie: the home's `run`, or a short path where the home's is too long for a socket."""
+        wanted = self.home / "run"
+        if len(str(wanted)) <= SOCKET_PATH_LIMIT:
+            return wanted
+        short = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"village-{short}"
+
+    @property
+    def embedded_redis(self) -> bool:
+        """Whether `village up` runs the Redis server itself."""
+        return not self.redis_url
+
+    @property
+    def redis(self) -> str:
+        """The URL that every store connects to."""
+        return self.redis_url or f"unix://{self.run_dir}/redis.sock"
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://{self.host}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for processes that Ray starts."""
+        fields = self.model_dump(mode="json", exclude={"admin_password"})
+        return {f"VILLAGE_{name.upper()}": str(value) for name, value in fields.items()}

@@ -1,0 +1,71 @@
+"""Records, their declared indexes, and every key of the store. No key is built anywhere else.
+
+    {village}:<kind>:<id>                       hash   version, body (JSON of the record)
+    {village}:<kind>.<index>[:<part>...]        zset   record ids by score
+    {village}:events                            stream one entry per change
+    {village}:limit:...                         string counters of the limits library
+
+The hash tag keeps all of it in one slot of a Redis Cluster, so one script may touch any of it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+PREFIX = "{village}"
+EVENTS = f"{PREFIX}:events"
+LIMITS = f"{PREFIX}:limit"
+
+
+def _everything(_: Any) -> Iterable[tuple[str, ...]]:
+    return ((),)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A sorted set over the records of a kind: `parts` says in which sets a record stands, `score` where.
+
+    `parts(record)` yields one tuple per set, so `lambda t: [(t.client_id, t.state)]` gives one set for each pair and
+    `lambda t: []` leaves the record out.
+    """
+
+    name: str
+    score: Callable[[Any], float]
+    parts: Callable[[Any], Iterable[tuple[str, ...]]] = _everything
+
+
+class Record(BaseModel):
+    """An immutable record: a change is a new one, which the store commits if nobody was faster."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: ClassVar[str]
+    indexes: ClassVar[tuple[Index, ...]] = ()
+
+    @property
+    def id(self) -> str:
+        """The identifier: by convention the field `<kind>_id`."""
+        return getattr(self, f"{self.kind}_id")
+
+
+def record_key(kind: str, record_id: str) -> str:
+    """The key of one record."""
+    return f"{PREFIX}:{kind}:{record_id}"
+
+
+def index_key(kind: str, index: str, parts: Iterable[str] = ()) -> str:
+    """The key of one sorted set."""
+    return ":".join([f"{PREFIX}:{kind}.{index}", *parts])
+
+
+def entries(record: Record | None) -> dict[str, float]:
+    """Every sorted set that the record stands in, with its score there."""
+    if record is None:
+        return {}
+    return {
+        index_key(record.kind, index.name, parts): index.score(record)
+        for index in record.indexes
+        for parts in index.parts(record)
+    }

@@ -1,0 +1,242 @@
+"""The only place that talks to Redis: get, change, list, events. One implementation, no fake."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import redis.asyncio as redis_asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from cluster.errors import AlreadyExists, Conflict, NotFound, Unavailable
+from cluster.events.model import START, Event, stream_id
+from cluster.store.indexes import EVENTS, Record, entries, index_key, record_key
+
+R = TypeVar("R", bound=Record)
+Step = Callable[[Any], Record]
+EventOf = Callable[[Any, Any], Event | None]
+
+COMMIT = (Path(__file__).parent / "commit.lua").read_text()
+RACES = 100  # a change that loses this often is contended beyond what optimistic commits are for
+
+
+@dataclass(frozen=True)
+class Page(Generic[R]):
+    """Some records of a list, and how many there are in all."""
+
+    items: list[R]
+    total: int
+
+
+class Store:
+    """Records, indexes and events over one Redis. Pickles as its URL.
+
+    Raises `Unavailable` when Redis does not answer; nothing was acknowledged then.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._redis: Any = redis_asyncio.Redis.from_url(
+            url,
+            decode_responses=True,
+            protocol=3,
+            max_connections=512,
+            socket_timeout=5,
+            socket_connect_timeout=2,
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
+            # A commit is guarded by its version and so safe to repeat; a time-out is not repeated.
+            retry_on_error=[RedisConnectionError],
+        )
+        self._commit = self._redis.register_script(COMMIT)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.url,)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._redis.aclose()
+
+    async def ping(self) -> float:
+        """Seconds that one round trip takes."""
+        begun = asyncio.get_running_loop().time()
+        await self._call(self._redis.ping())
+        return asyncio.get_running_loop().time() - begun
+
+    async def _call(self, command: Any) -> Any:
+        try:
+            return await command
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise Unavailable("the store does not answer", component="redis") from error
+        except RedisError as error:
+            if str(error).startswith(("LOADING", "BUSY", "READONLY")):
+                raise Unavailable("the store is not ready", component="redis") from error
+            raise
+
+    async def create(self, record: R, event: Event | None = None) -> R:
+        """Write a new record. Raises `AlreadyExists`."""
+        if not await self._write(None, record, "0", event):
+            raise AlreadyExists(f"{record.kind} {record.id} exists", id=record.id)
+        return record
+
+    async def find(self, kind: type[R], record_id: str) -> R | None:
+        """The record, or None."""
+        body = await self._call(self._redis.hget(record_key(kind.kind, record_id), "body"))
+        return None if body is None else kind.model_validate_json(body)
+
+    async def get(self, kind: type[R], record_id: str) -> R:
+        """The record. Raises `NotFound`."""
+        record = await self.find(kind, record_id)
+        if record is None:
+            raise NotFound(f"no {kind.kind} {record_id}", id=record_id)
+        return record
+
+    async def many(self, kind: type[R], record_ids: Sequence[str]) -> list[R]:
+        """The records of these ids in their order, those that exist, in one round trip."""
+        if not record_ids:
+            return []
+        pipe = self._redis.pipeline(transaction=False)
+        for record_id in record_ids:
+            pipe.hget(record_key(kind.kind, record_id), "body")
+        bodies = await self._call(pipe.execute())
+        return [kind.model_validate_json(body) for body in bodies if body is not None]
+
+    async def change(self, kind: type[R], record_id: str, step: Callable[[R], R], event: EventOf | None = None) -> R:
+        """Read, apply the pure `step`, commit; again while others are faster. An equal record writes nothing.
+
+        `event(before, after)` is committed with the change. `step` may run more than once. Raises `NotFound`.
+        """
+        for _ in range(RACES):
+            found = await self._call(self._redis.hmget(record_key(kind.kind, record_id), "version", "body"))
+            if found[1] is None:
+                raise NotFound(f"no {kind.kind} {record_id}", id=record_id)
+            before = kind.model_validate_json(found[1])
+            after = step(before)
+            if after == before:
+                return before
+            if await self._write(before, after, found[0], event(before, after) if event else None):
+                return after
+        raise Conflict(f"{kind.kind} {record_id} is changed by too many at once", id=record_id)
+
+    async def upsert(self, empty: R, step: Callable[[R], R], event: EventOf | None = None) -> R:
+        """`change`, starting from `empty` where no such record exists yet."""
+        try:
+            return await self.change(type(empty), empty.id, step, event)
+        except NotFound:
+            after = step(empty)
+            try:
+                return await self.create(after, event(empty, after) if event else None)
+            except AlreadyExists:
+                return await self.change(type(empty), empty.id, step, event)
+
+    async def delete(self, kind: type[R], record_id: str, event: Event | None = None) -> R:
+        """Remove the record and its index entries; returns what it was. Raises `NotFound`."""
+        for _ in range(RACES):
+            found = await self._call(self._redis.hmget(record_key(kind.kind, record_id), "version", "body"))
+            if found[1] is None:
+                raise NotFound(f"no {kind.kind} {record_id}", id=record_id)
+            before = kind.model_validate_json(found[1])
+            if await self._write(before, None, found[0], event):
+                return before
+        raise Conflict(f"{kind.kind} {record_id} is changed by too many at once", id=record_id)
+
+    async def _write(self, before: Record | None, after: Record | None, version: str, event: Event | None) -> int:
+        some = after or before
+        assert some is not None
+        old, new = entries(before), entries(after)
+        scores: dict[str, float | str] = {key: "" for key in old if key not in new}
+        scores |= {key: score for key, score in new.items() if old.get(key) != score}
+        keys = [record_key(some.kind, some.id), EVENTS, *scores]
+        body = after.model_dump_json() if after else ""
+        entry = event.model_dump_json(exclude={"event_id"}) if event else ""
+        arguments = [version, body, entry, some.id, *(repr(s) if s != "" else "" for s in scores.values())]
+        return int(await self._call(self._commit(keys=keys, args=arguments)))
+
+    async def count(self, kind: type[R], index: str, *parts: str) -> int:
+        """How many records stand in the sorted set."""
+        return await self._call(self._redis.zcard(index_key(kind.kind, index, parts)))
+
+    async def counts(self, kind: type[R], index: str, sets: Sequence[tuple[str, ...]]) -> list[int]:
+        """`count` for several sets, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for parts in sets:
+            pipe.zcard(index_key(kind.kind, index, parts))
+        return await self._call(pipe.execute()) if sets else []
+
+    async def ids(
+        self, kind: type[R], index: str, *parts: str, low: float | str = "-inf", high: float | str = "+inf",
+        offset: int = 0, limit: int = -1, newest_first: bool = False,
+    ) -> list[str]:  # fmt: skip
+        """Ids of the set with `low <= score <= high`, by rising score unless `newest_first`."""
+        key, a, b = index_key(kind.kind, index, parts), low, high
+        if newest_first:
+            return await self._call(self._redis.zrevrangebyscore(key, b, a, start=offset, num=limit))
+        return await self._call(self._redis.zrangebyscore(key, a, b, start=offset, num=limit))
+
+    async def page(
+        self, kind: type[R], index: str, *parts: str, low: float | str = "-inf", high: float | str = "+inf",
+        offset: int = 0, limit: int = 50, newest_first: bool = True,
+    ) -> Page[R]:  # fmt: skip
+        """A page of records of the set, newest (highest score) first, and the set's size within the range."""
+        key = index_key(kind.kind, index, parts)
+        total = await self._call(self._redis.zcount(key, low, high))
+        ids = await self.ids(
+            kind, index, *parts, low=low, high=high, offset=offset, limit=limit, newest_first=newest_first
+        )
+        return Page(await self.many(kind, ids), total)
+
+    async def publish(self, event: Event) -> str:
+        """Append an event that belongs to no record's change, such as progress. Returns its id."""
+        entry = event.model_dump_json(exclude={"event_id"})
+        return "evt_" + await self._call(self._redis.xadd(EVENTS, {"event": entry}))
+
+    async def events(self, after: str = START, limit: int = 500, wait_seconds: float = 0) -> list[Event]:
+        """Events after the id `after`, oldest first; waits up to `wait_seconds` (below 5) for the first one."""
+        block = int(wait_seconds * 1000) or None
+        found = await self._call(self._redis.xread({EVENTS: stream_id(after)}, count=limit, block=block))
+        batches: Iterable[Any] = found.values() if isinstance(found, dict) else (rows for _, rows in found or ())
+        events = []
+        for rows in batches:
+            for entry_id, fields in _flat(rows):
+                events.append(
+                    Event.model_validate_json(fields["event"]).model_copy(update={"event_id": f"evt_{entry_id}"})
+                )
+        return events
+
+    async def follow(self, after: str) -> AsyncIterator[Event]:
+        """Every event after `after`, for ever: a reader that remembers the last id misses none, whatever restarts."""
+        while True:
+            try:
+                batch = await self.events(after, wait_seconds=4)
+            except Unavailable:
+                await asyncio.sleep(0.2)
+                continue
+            for event in batch:
+                after = event.event_id
+                yield event
+
+    async def last_event_id(self) -> str:
+        """Id of the newest event: where a reader starts that wants only what comes."""
+        newest = await self._call(self._redis.xrevrange(EVENTS, count=1))
+        return f"evt_{newest[0][0]}" if newest else START
+
+    async def forget_events(self, before: str) -> int:
+        """Drop events older than the id `before`; how many went. Whoever keeps a durable place calls this."""
+        return await self._call(self._redis.xtrim(EVENTS, minid=stream_id(before), approximate=True))
+
+    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
+        """Run a component's own Lua script, which lies beside its owner and names its keys in its first comment."""
+        return await self._call(self._redis.register_script(script)(keys=list(keys), args=list(arguments)))
+
+
+def _flat(rows: Any) -> Iterable[tuple[str, dict[str, str]]]:
+    # RESP3 nests one level deeper than RESP2 for a stream that was read alone.
+    for row in rows:
+        if row and isinstance(row[0], (list, tuple)):
+            yield from _flat(row)
+        else:
+            yield row[0], row[1]

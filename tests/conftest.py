@@ -1,0 +1,49 @@
+"""Fixtures that every kind of test may use. Redis is always a real server of the test session's own."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import Unavailable
+from cluster.store import Store, server
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A private redis-server on a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="village-test-") as name:
+        directory = Path(name)
+        process = server.start(directory, directory / "redis.sock")
+        try:
+            asyncio.run(answers(f"unix://{directory}/redis.sock"))
+            yield f"unix://{directory}/redis.sock"
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def answers(url: str, within_seconds: float = 10) -> None:
+    """Return once the server answers."""
+    store = Store(url)
+    deadline = asyncio.get_running_loop().time() + within_seconds
+    while True:
+        try:
+            await store.ping()
+            break
+        except Unavailable:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.02)
+    await store.close()
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    """An empty store."""
+    connected = Store(redis_url)
+    await connected._redis.flushall()
+    yield connected
+    await connected.close()
