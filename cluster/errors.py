@@ -3,14 +3,19 @@
 VillageError
 ├── Invalid                 the request breaks a rule
 │   ├── DependencyNotFound  a task names a dependency that does not exist
+│   ├── CircularDependency  tasks that wait for each other
 │   ├── UnknownStrategy     no such routing strategy
+│   ├── BadSchedule         a cron expression or time zone that means nothing
 │   ├── BadSignature        a registration's signature does not match its content
 │   └── IdempotencyMismatch a repeated Idempotency-Key came with another body
 ├── Unauthenticated         no credential, or one that is not (or no longer) good
 ├── Forbidden               a good credential without the scope that the route needs
 ├── NotFound                nothing of that id, or it belongs to somebody else
 │   ├── TaskNotFound
-│   └── AgentNotFound
+│   ├── AgentNotFound
+│   ├── TemplateNotFound
+│   ├── ChainNotFound
+│   └── ScheduleNotFound
 ├── Conflict                the thing is not in a state that allows this
 │   ├── AlreadyExists
 │   │   └── AgentExists
@@ -52,8 +57,16 @@ class DependencyNotFound(Invalid):
     """A task names a dependency that does not exist."""
 
 
+class CircularDependency(Invalid):
+    """Tasks that wait for each other."""
+
+
 class UnknownStrategy(Invalid):
     """No such routing strategy."""
+
+
+class BadSchedule(Invalid):
+    """A cron expression or time zone that means nothing."""
 
 
 class BadSignature(Invalid):
@@ -82,6 +95,18 @@ class TaskNotFound(NotFound):
 
 class AgentNotFound(NotFound):
     """No such agent."""
+
+
+class TemplateNotFound(NotFound):
+    """No such task template."""
+
+
+class ChainNotFound(NotFound):
+    """No such task chain."""
+
+
+class ScheduleNotFound(NotFound):
+    """No such schedule."""
 
 
 class Conflict(VillageError):

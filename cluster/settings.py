@@ -20,17 +20,20 @@ class Settings(BaseSettings):
     home: Path = Path(".village")
     profile: Literal["dev", "production"] = "dev"
     host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65535)
-    farm_port: int = Field(8765, ge=0, le=65535)
-    dashboard_port: int = Field(8265, ge=1, le=65535)
-    ray_port: int = Field(6379, ge=1, le=65535)
+    port: int = Field(default=8080, ge=0, le=65535)
+    farm_port: int = Field(default=8765, ge=0, le=65535)
+    dashboard_port: int = Field(default=8265, ge=1, le=65535)
+    ray_port: int = Field(default=6379, ge=1, le=65535)
     redis_url: str = ""
     redis_fsync: Literal["everysec", "always"] = "everysec"
     ray_address: str = ""
     admin_username: str = "admin@village.local"
     admin_password: str = ""
     chat_model: str = "seedling"
-    chat_memory_mb: int = Field(2048, ge=256)  # what all loaded chat models may hold together
+    chat_memory_mb: int = Field(default=2048, ge=256)  # what all loaded chat models may hold together
+    chat_kv_mb: int = Field(default=256, ge=16)  # key-value cache of each loaded model
+    chat_threads: int = Field(default=0, ge=0)  # OpenMP threads of an engine on a CPU; 0: one less than there are cores
+    chat_api_key: str = ""  # for `chat_model=openai:URL`
     forge_open: bool = False
 
     def model_post_init(self, _: object) -> None:

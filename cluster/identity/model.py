@@ -32,6 +32,8 @@ class Principal(BaseModel):
     tier: Tier = "standard"
     scopes: frozenset[str] = frozenset()
     client_id: str = ""
+    per_minute: int | None = None  # an API key's own limits
+    per_hour: int | None = None
 
     @property
     def is_admin(self) -> bool:

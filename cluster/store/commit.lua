@@ -1,18 +1,30 @@
--- commit: write one record, its indexes and its event, or nothing.
--- KEYS: record, event stream, then one sorted set per index entry
--- ARGV: expected version ('0': must not exist), body ('' deletes), event ('' for none), member,
---       then one score per index entry ('' removes the member)
--- Returns the new version, or 0 when somebody else was faster.
-local version = redis.call('HGET', KEYS[1], 'version') or '0'
-if version ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then
-  redis.call('DEL', KEYS[1])
-else
-  redis.call('HSET', KEYS[1], 'version', version + 1, 'body', ARGV[2])
+-- commit: write some records, their indexes and their events, or nothing.
+-- KEYS: event stream, then for each record: its hash and one sorted set per index entry
+-- ARGV: a nonce, then for each record: expected version ('0': must not exist), body ('' deletes), event ('' for none), member,
+--       number n of index entries, then n scores ('' removes the member)
+-- Returns 1, or 0 when somebody else was faster with any of them.
+-- The nonce stays with the first record: a client that lost the answer asks again and learns that it had won.
+if redis.call('HGET', KEYS[2], 'nonce') == ARGV[1] then return 1 end
+local k, a = 2, 2
+while k <= #KEYS do
+  if (redis.call('HGET', KEYS[k], 'version') or '0') ~= ARGV[a] then return 0 end
+  local n = tonumber(ARGV[a + 4])
+  k, a = k + 1 + n, a + 5 + n
 end
-for i = 3, #KEYS do
-  local score = ARGV[i + 2]
-  if score == '' then redis.call('ZREM', KEYS[i], ARGV[4]) else redis.call('ZADD', KEYS[i], score, ARGV[4]) end
+k, a = 2, 2
+while k <= #KEYS do
+  local body, event, member, n = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
+  if body == '' then
+    redis.call('DEL', KEYS[k])
+  else
+    redis.call('HSET', KEYS[k], 'version', ARGV[a] + 1, 'body', body)
+  end
+  for i = 1, n do
+    local score = ARGV[a + 4 + i]
+    if score == '' then redis.call('ZREM', KEYS[k + i], member) else redis.call('ZADD', KEYS[k + i], score, member) end
+  end
+  if event ~= '' then redis.call('XADD', KEYS[1], '*', 'event', event) end
+  k, a = k + 1 + n, a + 5 + n
 end
-if ARGV[3] ~= '' then redis.call('XADD', KEYS[2], '*', 'event', ARGV[3]) end
-return version + 1
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'nonce', ARGV[1]) end
+return 1

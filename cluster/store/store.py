@@ -1,6 +1,7 @@
 """The only place that talks to Redis: get, change, list, events. One implementation, no fake."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,16 @@ class Page(Generic[R]):
     total: int
 
 
+@dataclass(frozen=True)
+class Write:
+    """One record of a commit: what it was (None: it must not exist), what it shall be (None: gone), and the event."""
+
+    before: Record | None
+    after: Record | None
+    version: str = "0"
+    event: Event | None = None
+
+
 class Store:
     """Records, indexes and events over one Redis. Pickles as its URL.
 
@@ -49,7 +60,7 @@ class Store:
             socket_timeout=5,
             socket_connect_timeout=2,
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
-            # A commit is guarded by its version and so safe to repeat; a time-out is not repeated.
+            # A commit carries a version and a nonce, so repeating one whose answer was lost does nothing twice.
             retry_on_error=[RedisConnectionError],
         )
         self._commit = self._redis.register_script(COMMIT)
@@ -79,7 +90,7 @@ class Store:
 
     async def create(self, record: R, event: Event | None = None) -> R:
         """Write a new record. Raises `AlreadyExists`."""
-        if not await self._write(None, record, "0", event):
+        if not await self.commit(Write(None, record, event=event)):
             raise AlreadyExists(f"{record.kind} {record.id} exists", id=record.id)
         return record
 
@@ -97,13 +108,22 @@ class Store:
 
     async def many(self, kind: type[R], record_ids: Sequence[str]) -> list[R]:
         """The records of these ids in their order, those that exist, in one round trip."""
+        return [record for record, _ in await self.load_many(kind, record_ids)]
+
+    async def load_many(self, kind: type[R], record_ids: Sequence[str]) -> list[tuple[R, str]]:
+        """The records of these ids with their versions, those that exist, in one round trip."""
         if not record_ids:
             return []
         pipe = self._redis.pipeline(transaction=False)
         for record_id in record_ids:
-            pipe.hget(record_key(kind.kind, record_id), "body")
-        bodies = await self._call(pipe.execute())
-        return [kind.model_validate_json(body) for body in bodies if body is not None]
+            pipe.hmget(record_key(kind.kind, record_id), "version", "body")
+        rows = await self._call(pipe.execute())
+        return [(kind.model_validate_json(body), version) for version, body in rows if body is not None]
+
+    async def load(self, kind: type[R], record_id: str) -> tuple[R | None, str]:
+        """The record and its version, for a `Write`; (None, "0") where there is none."""
+        version, body = await self._call(self._redis.hmget(record_key(kind.kind, record_id), "version", "body"))
+        return (None, "0") if body is None else (kind.model_validate_json(body), version)
 
     async def change(self, kind: type[R], record_id: str, step: Callable[[R], R], event: EventOf | None = None) -> R:
         """Read, apply the pure `step`, commit; again while others are faster. An equal record writes nothing.
@@ -111,14 +131,13 @@ class Store:
         `event(before, after)` is committed with the change. `step` may run more than once. Raises `NotFound`.
         """
         for _ in range(RACES):
-            found = await self._call(self._redis.hmget(record_key(kind.kind, record_id), "version", "body"))
-            if found[1] is None:
+            before, version = await self.load(kind, record_id)
+            if before is None:
                 raise NotFound(f"no {kind.kind} {record_id}", id=record_id)
-            before = kind.model_validate_json(found[1])
             after = step(before)
             if after == before:
                 return before
-            if await self._write(before, after, found[0], event(before, after) if event else None):
+            if await self.commit(Write(before, after, version, event(before, after) if event else None)):
                 return after
         raise Conflict(f"{kind.kind} {record_id} is changed by too many at once", id=record_id)
 
@@ -136,25 +155,29 @@ class Store:
     async def delete(self, kind: type[R], record_id: str, event: Event | None = None) -> R:
         """Remove the record and its index entries; returns what it was. Raises `NotFound`."""
         for _ in range(RACES):
-            found = await self._call(self._redis.hmget(record_key(kind.kind, record_id), "version", "body"))
-            if found[1] is None:
+            before, version = await self.load(kind, record_id)
+            if before is None:
                 raise NotFound(f"no {kind.kind} {record_id}", id=record_id)
-            before = kind.model_validate_json(found[1])
-            if await self._write(before, None, found[0], event):
+            if await self.commit(Write(before, None, version, event)):
                 return before
         raise Conflict(f"{kind.kind} {record_id} is changed by too many at once", id=record_id)
 
-    async def _write(self, before: Record | None, after: Record | None, version: str, event: Event | None) -> int:
-        some = after or before
-        assert some is not None
-        old, new = entries(before), entries(after)
-        scores: dict[str, float | str] = {key: "" for key in old if key not in new}
-        scores |= {key: score for key, score in new.items() if old.get(key) != score}
-        keys = [record_key(some.kind, some.id), EVENTS, *scores]
-        body = after.model_dump_json() if after else ""
-        entry = event.model_dump_json(exclude={"event_id"}) if event else ""
-        arguments = [version, body, entry, some.id, *(repr(s) if s != "" else "" for s in scores.values())]
-        return int(await self._call(self._commit(keys=keys, args=arguments)))
+    async def commit(self, *writes: Write) -> bool:
+        """All of the writes with their events, in one round trip; False, and nothing done, if any lost its race."""
+        keys: list[str] = [EVENTS]
+        arguments: list[str | int | float] = [secrets.token_hex(8)]
+        for write in writes:
+            some = write.after or write.before
+            assert some is not None
+            old, new = entries(write.before), entries(write.after)
+            scores: dict[str, float | str] = {key: "" for key in old if key not in new}
+            scores |= {key: score for key, score in new.items() if old.get(key) != score}
+            keys += [record_key(some.kind, some.id), *scores]
+            body = write.after.model_dump_json() if write.after else ""
+            event = write.event.model_dump_json(exclude={"event_id"}) if write.event else ""
+            arguments += [write.version, body, event, some.id, len(scores)]
+            arguments += [score if score == "" else repr(float(score)) for score in scores.values()]
+        return bool(await self._call(self._commit(keys=keys, args=arguments)))
 
     async def count(self, kind: type[R], index: str, *parts: str) -> int:
         """How many records stand in the sorted set."""

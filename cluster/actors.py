@@ -1,0 +1,92 @@
+"""The Ray actors of the core: each builds a plain class from Settings, runs its loop, and does nothing else."""
+
+import asyncio
+import logging
+import os
+import threading
+from typing import Any
+
+import ray
+
+from cluster.errors import Unavailable
+from cluster.presence import BEAT_SECONDS
+from cluster.routing.router import Router
+from cluster.settings import Settings
+from cluster.store import Store
+from cluster.tasks.delivery import Delivery
+from cluster.trust.service import LedgerKeeper, Trust
+
+NAMESPACE = "village"
+log = logging.getLogger("village.actors")
+
+
+class Keeper:
+    """A process that runs one loop. When the loop ends, so does the process, and Ray starts another."""
+
+    def __init__(self) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        threading.Thread(target=self._forever, daemon=True).start()
+
+    def _forever(self) -> None:
+        try:
+            asyncio.run(self.main())
+        except BaseException:
+            log.exception("%s ended", type(self).__name__)
+        os._exit(1)
+
+    async def main(self) -> None:
+        """The loop."""
+        raise NotImplementedError
+
+    def pid(self) -> int:
+        """Where it runs; answering at all says that the actor is up."""
+        return os.getpid()
+
+
+class RouterKeeper(Keeper):
+    """Routes and delivers tasks."""
+
+    async def main(self) -> None:
+        """See `Router.run`."""
+        settings = Settings()
+        store = Store(settings.redis)
+        delivery = Delivery(settings.url, public_only=settings.profile == "production")
+        await Router(store, Trust(store), delivery).run()
+
+
+class TrustKeeper(Keeper):
+    """Keeps the trust ledger."""
+
+    async def main(self) -> None:
+        """Read the stream in batches; start from the cursor again after the store was away."""
+        keeper = LedgerKeeper(Store(Settings().redis))
+        opened = False
+        beaten = 0.0
+        while True:
+            try:
+                if not opened:
+                    await keeper.open()
+                    opened = True
+                await keeper.step()
+                if (now := asyncio.get_running_loop().time()) - beaten >= BEAT_SECONDS:
+                    beaten = now
+                    await keeper.beat()
+            except Unavailable:
+                opened = False
+                await asyncio.sleep(0.2)
+
+
+RouterActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RouterKeeper)
+TrustActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TrustKeeper)
+ACTORS: dict[str, Any] = {"router": RouterActor, "ledger": TrustActor}
+
+
+def start_all(environment: dict[str, str]) -> dict[str, Any]:
+    """Every actor of the core, detached, those that run already as they are."""
+    runtime = {"env_vars": environment}
+    return {
+        name: actor.options(
+            name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, runtime_env=runtime
+        ).remote()
+        for name, actor in ACTORS.items()
+    }

@@ -1,0 +1,1 @@
+"""Tasks: submitted, routed, delivered, finished."""

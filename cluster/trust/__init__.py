@@ -1,0 +1,1 @@
+"""Trust: what a worker has earned, as a pure function of its ledger."""

@@ -1,0 +1,1 @@
+"""Workers: whoever can be given a task."""

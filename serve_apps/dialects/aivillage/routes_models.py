@@ -1,0 +1,5 @@
+"""AIVillage, to come."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,81 @@
+"""The answers' bytes. A chunk's head and tail are the same for a whole stream: only the text between them is encoded."""
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from serve_apps.chat.engine import Delta, Finish, TokenLogprob
+from serve_apps.chat.stream import DONE
+
+REASONS = {"stop": "stop", "length": "length", "abort": "stop"}
+
+
+def usage(finish: Finish) -> dict[str, int]:
+    """OpenAI's token counts."""
+    total = finish.prompt_tokens + finish.completion_tokens
+    return {
+        "prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens, "total_tokens": total,
+    }  # fmt: skip
+
+
+def logprobs_of(entries: Iterable[TokenLogprob] | None) -> dict[str, Any] | None:
+    """A choice's `logprobs`."""
+    if entries is None:
+        return None
+    return {
+        "content": [
+            _token(entry.token, entry.logprob)
+            | {"top_logprobs": [_token(token, logprob) for token, logprob in entry.top]}
+            for entry in entries
+        ]
+    }
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    # OpenAI's own smallest figure: JSON has no -inf.
+    return {"token": token, "logprob": max(logprob, -9999.0), "bytes": list(token.encode("utf-8", "replace"))}
+
+
+def completion(head: dict[str, Any], text: str, entries: list[TokenLogprob] | None, finish: Finish) -> bytes:
+    """The whole answer."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": logprobs_of(entries),
+        "finish_reason": REASONS[finish.reason],
+    }
+    return orjson.dumps(head | {"object": "chat.completion", "choices": [choice], "usage": usage(finish)})
+
+
+async def chunks(
+    head: dict[str, Any], steps: AsyncGenerator[Delta | Finish, None], include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The stream: a Delta an event; the role goes with the first one, the reason, usage and end with the last."""
+    opening = b"data: " + orjson.dumps(head | {"object": "chat.completion.chunk"})[:-1]
+    choices = opening + b',"choices":[{"index":0,"delta":'
+    rest = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+    before = choices + b'{"content":'
+    after = b'},"logprobs":null,"finish_reason":null}]' + rest
+    lead = choices + b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]' + rest
+    async with aclosing(steps):
+        async for step in steps:
+            if isinstance(step, Finish):
+                reason = b"{}" + b',"logprobs":null,"finish_reason":"' + REASONS[step.reason].encode() + b'"}]' + rest
+                last = lead + choices + reason
+                if include_usage:
+                    last += opening + b',"choices":[],"usage":' + orjson.dumps(usage(step)) + b"}\n\n"
+                yield last + DONE
+                return
+            if step.logprobs is None:
+                yield lead + before + orjson.dumps(step.text) + after
+            else:
+                given = orjson.dumps(logprobs_of(step.logprobs))
+                yield (
+                    lead
+                    + before
+                    + orjson.dumps(step.text)
+                    + after.replace(b'"logprobs":null', b'"logprobs":' + given, 1)
+                )
+            lead = b""

@@ -1,0 +1,1 @@
+"""What every dialect is made of: the call, credentials, envelopes, errors, streams."""

@@ -1,0 +1,189 @@
+"""A dialect is data; `app(core)` turns it into an ASGI app that speaks it in every answer, errors included."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from cluster.clock import iso
+from cluster.errors import Invalid, LimitExceeded, NotFound, Unauthenticated, VillageError
+from serve_apps.kit import auth, documented
+from serve_apps.kit.call import Call, call_of
+from serve_apps.kit.routing import allowed_methods, order
+
+log = structlog.get_logger()
+
+FieldError = Mapping[str, Any]  # one of pydantic's errors: type, loc, msg, ctx
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong, in the dialect's words; `error` is what the code raised."""
+
+    code: str
+    status: int
+    message: str
+    details: Mapping[str, Any]
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One face of the village.
+
+    `owns`: paths that are its; one that ends in `/` is a prefix, any other is that path alone.
+    `codes`: for each error class its code and status, looked up along the error's base classes.
+    `limit_headers`: the headers that its document promises, from `call.limits`.
+    `documented`: every endpoint that its document names, as (method, path); one without a route answers 501.
+    `uncounted`: open paths that neither need a principal nor count against a limit.
+    `of_field`: a code for a validation error, where the document has one; `codes[Invalid]` otherwise.
+    `invalid_status`: status of a request that fails validation.
+    `bucket`: which of the dialect's limits a request counts against.
+    """
+
+    name: str
+    tag: str
+    owns: tuple[str, ...]
+    routers: tuple[APIRouter, ...]
+    codes: Mapping[type[VillageError], tuple[str, int]]
+    error_body: Callable[[Problem, Call], dict[str, Any]]
+    limit_headers: Callable[[Call], Iterable[tuple[str, str]]]
+    documented: tuple[tuple[str, str], ...] = ()
+    uncounted: frozenset[str] = frozenset()
+    of_field: Callable[[FieldError], str | None] = lambda _: None
+    invalid_status: int | None = None
+    bucket: Callable[[Scope], str] = lambda _: "requests"
+    wrap_schema: Callable[[dict[str, Any]], dict[str, Any]] = lambda schema: schema
+
+    def app(self, core: Any) -> "DialectApp":
+        """Its own FastAPI app, because exception handlers belong to an app, behind credentials and limits."""
+        return DialectApp(self, core)
+
+    def problem(self, error: Exception) -> Problem:
+        """Any exception in this dialect's words. What was not raised on purpose tells nothing of itself."""
+        if isinstance(error, VillageError):
+            code, status = next(self.codes[kind] for kind in type(error).__mro__ if kind in self.codes)
+            if type(error) is Invalid and "field" in error.details:
+                code = self.of_field({"type": "value_error", "loc": ("body", error.details["field"])}) or code
+            return Problem(code, status, error.message, error.details, error)
+        if isinstance(error, RequestValidationError):
+            return self._invalid(error.errors(), error)
+        if isinstance(error, HTTPException):
+            like = {401: Unauthenticated, 404: NotFound}.get(error.status_code, Invalid)
+            return Problem(self.codes[like][0], error.status_code, str(error.detail), {}, error)
+        code, status = self.codes[VillageError]
+        return Problem(code, status, "an unexpected error; its request_id is in the log", {}, error)
+
+    def _invalid(self, errors: Sequence[FieldError], error: Exception) -> Problem:
+        code, status = self.codes[Invalid]
+        first = errors[0]
+        details: dict[str, Any] = {"field": field_of(first), "reason": first["msg"]}
+        if "expected" in first.get("ctx", {}):
+            details["allowed_values"] = first["ctx"]["expected"]
+        if len(errors) > 1:
+            details["errors"] = [{"field": field_of(e), "reason": e["msg"]} for e in errors[:20]]
+        message = f"{details['field']}: {first['msg']}"
+        return Problem(self.of_field(first) or code, self.invalid_status or status, message, details, error)
+
+    def answer(self, error: Exception, call: Call) -> Response:
+        """The error as an answer."""
+        problem = self.problem(error)
+        headers = dict(getattr(error, "headers", None) or {})
+        if isinstance(error, LimitExceeded):
+            headers["Retry-After"] = str(max(1, round(error.details.get("retry_after_seconds", 1))))
+        elif problem.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        elif problem.status == 503:
+            headers["Retry-After"] = str(getattr(error, "details", {}).get("retry_after_seconds", 1))
+        return JSONResponse(self.error_body(problem, call), problem.status, headers)
+
+    def not_allowed(self, call: Call) -> Response:
+        """405, for a path that only reads."""
+        return self.answer(HTTPException(405, "Method Not Allowed", {"Allow": "GET, HEAD"}), call)
+
+
+def field_of(error: FieldError) -> str:
+    """`body.tasks.3.priority` without the first word: where the caller has to look."""
+    place = [str(part) for part in error["loc"]]
+    return ".".join(place[1:] if len(place) > 1 else place)
+
+
+class DialectApp:
+    """ASGI: who calls, may they call this often, then the dialect's FastAPI app; whatever fails, in its words."""
+
+    def __init__(self, dialect: Dialect, core: Any) -> None:
+        self.dialect, self.core = dialect, core
+        self.api = self._build()
+
+    def _build(self) -> FastAPI:
+        api = FastAPI(
+            title=self.dialect.name,
+            openapi_url=None,
+            redirect_slashes=False,
+            generate_unique_id_function=lambda route: f"{self.dialect.tag.lower()}_{route.name}",
+        )
+        for router in self.dialect.routers:
+            api.include_router(router)
+        documented.add_missing(api, self.dialect.documented)
+        api.router.routes.sort(key=order)  # a literal path before one with parameters, whoever declared it first
+        for kind in (VillageError, RequestValidationError, HTTPException, Exception):
+            api.add_exception_handler(kind, self._answer)
+        return api
+
+    async def _answer(self, connection: HTTPConnection, error: Exception) -> Response:
+        response = self.dialect.answer(error, call_of(connection.scope))
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            response.headers["allow"] = ", ".join(allowed_methods(self.api.routes, connection.scope))
+        return response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        call = call_of(scope)
+        if scope["path"] not in self.dialect.uncounted:
+            try:
+                await auth.authenticate(call, scope, self.core.identity)
+                await self._count(call, scope)
+            except VillageError as error:
+                await self.dialect.answer(error, call)(scope, receive, send)
+                return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.api(scope, receive, watched)
+        except Exception as error:
+            # Starlette has answered through `_answer` and raises again so that somebody logs it: here, once.
+            log.exception("unexpected error", request_id=call.request_id, path=scope["path"])
+            if not started:
+                await self.dialect.answer(error, call)(scope, receive, send)
+
+    async def _count(self, call: Call, scope: Scope) -> None:
+        client = scope.get("client")
+        windows = self.core.limiter.policy.windows(self.dialect.tag.lower(), self.dialect.bucket(scope), call.principal)
+        who = call.principal.principal_id if call.principal else f"address_{client[0] if client else 'local'}"
+        call.limits = await self.core.limiter.hit((self.dialect.tag.lower(), self.dialect.bucket(scope), who), windows)
+        call.headers += [(n.lower().encode(), v.encode()) for n, v in self.dialect.limit_headers(call)]
+        over = next((state for state in call.limits if state.exceeded), None)
+        if over is not None:
+            self.core.metrics.limited.labels(self.dialect.tag).inc()
+            raise LimitExceeded(
+                f"more than {over.limit} requests per {over.window}",
+                limit=over.limit,
+                window=over.window,
+                reset_at=iso(datetime.fromtimestamp(over.reset_at, UTC)),
+                retry_after_seconds=over.reset_after,
+                current_usage=over.used,
+            )

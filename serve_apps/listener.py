@@ -1,0 +1,97 @@
+"""A replica's own door: uvicorn on a Unix socket, in a thread with a loop of its own, behind HAProxy.
+
+Serve keeps the replica (places, starts, checks, replaces it); requests do not pass through Serve's proxy, whose hop costs
+more than most of our handlers (docs/adr/0003-front-door.md). The socket's folder is ours alone, so what arrives came
+through the front door, and `X-Forwarded-For` is HAProxy's.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from cluster.front import take_slot
+from cluster.settings import Settings
+
+START_SECONDS = 120.0
+BEAT_TIMEOUT_SECONDS = 5.0
+
+
+class Listener:
+    """Builds an app on its loop and serves it for as long as the process lives."""
+
+    def __init__(self, settings: Settings, role: str, build: Callable[[], Awaitable[ASGIApp]]) -> None:
+        self.settings, self.role, self.build = settings, role, build
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.failure: BaseException | None = None
+        self._server: uvicorn.Server | None = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{role}-listener", daemon=True)
+
+    def start(self) -> "Listener":
+        """Returns once requests are taken; raises what kept it from that."""
+        self._thread.start()
+        if not self._started.wait(START_SECONDS):
+            raise TimeoutError(f"the {self.role} did not start within {START_SECONDS:.0f} s")
+        if self.failure is not None:
+            raise self.failure
+        return self
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._main())
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self._started.set()
+
+    async def _main(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        app = await self.build()
+        path, self.slot_lock = take_slot(self.settings, self.role)
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        door.bind(str(path))
+        config = uvicorn.Config(
+            app, http="httptools", ws="websockets-sansio", lifespan="on", access_log=False, log_config=None,
+            proxy_headers=True, forwarded_allow_ips="*", server_header=False, backlog=2048, timeout_keep_alive=75,
+            timeout_graceful_shutdown=5, ws_max_size=1 << 20,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(self._server.serve(sockets=[door]))
+        while not self._server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if not serving.done():
+            self._started.set()
+        await serving
+
+    async def call(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Run a coroutine on the listener's loop, from another one."""
+        assert self.loop is not None
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(work), self.loop))
+
+    async def check(self) -> None:
+        """Raises when the loop is gone or does not turn."""
+        if self.failure is not None or not self._thread.is_alive():
+            raise RuntimeError(f"the {self.role} listener has ended") from self.failure
+        async with asyncio.timeout(BEAT_TIMEOUT_SECONDS):
+            await self.call(_nothing)
+
+    def stop(self) -> None:
+        """Take no more requests and end the ones in hand."""
+        if self._server is not None:
+            self._server.should_exit = True
+            self._thread.join(10)
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
+    return await work()

@@ -1,0 +1,124 @@
+"""A Llama-architecture decoder in plain PyTorch, for training small models fast.
+
+Parameter names are those of transformers' `LlamaForCausalLM`, so a state dict goes to and fro unchanged. It exists
+because it saves a worker the seconds that importing transformers takes, is no slower, and takes document ids, which keep
+packed documents from seeing each other (measured in docs/log.md).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.model.shape import Shape
+
+INITIAL_DEVIATION = 0.02
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions (arXiv:2104.09864)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.q_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.k_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.v_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
+
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, W) -> (B, T, W); `mask` (B, 1, T, T) is true where a query may look, None means causal."""
+        projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected)  # (B, H, T, D)
+        q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.width, shape.feed_forward, bias=False)
+        self.up_proj = nn.Linear(shape.width, shape.feed_forward, bias=False)
+        self.down_proj = nn.Linear(shape.feed_forward, shape.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.width, shape.norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = nn.RMSNorm(shape.width, shape.norm_eps)
+        self.mlp = FeedForward(shape)
+
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        x = x + self.self_attn(self.input_layernorm(x), cosine, sine, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and last norm: what transformers calls `LlamaModel`."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.width)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.width, shape.norm_eps)
+
+
+class Llama(nn.Module):
+    """Token ids in, logits out; the embedding is also the output matrix."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.model = Decoder(shape)
+        self.lm_head = nn.Linear(shape.width, shape.vocab_size, bias=False)
+        self.apply(_initialise)
+        self.lm_head.weight = self.model.embed_tokens.weight
+        cosine, sine = rotation_table(shape)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """(B, T) int -> logits (B, T, vocabulary). With `documents` (B, T) a token sees only its own document."""
+        length = tokens.shape[1]
+        mask = None if documents is None else same_document(documents)
+        x = self.model.embed_tokens(tokens)  # (B, T, W)
+        for layer in self.model.layers:
+            x = layer(x, self.cosine[:length], self.sine[:length], mask)
+        return self.lm_head(self.model.norm(x))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
+
+
+def rotation_table(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (context, D) of every position's rotation; entries i and i + D/2 of a head turn as a pair."""
+    exponent = torch.arange(0, shape.head_width, 2, dtype=torch.float32) / shape.head_width
+    angles = torch.outer(torch.arange(shape.context, dtype=torch.float32), shape.rope_theta**-exponent)
+    angles = torch.cat((angles, angles), dim=-1)  # (context, D)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """(B, H, T, D) -> the same in x's type, each pair turned by its position's angle."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cosine + torch.cat((-right, left), dim=-1) * sine).to(x.dtype)
+
+
+def same_document(documents: Tensor) -> Tensor:
+    """(B, T) document ids -> (B, 1, T, T), true where the key is not later and of the same document."""
+    return (documents[:, None, :, None] == documents[:, None, None, :]).tril()
