@@ -28,7 +28,6 @@ class Core:
     hub: Hub
     readiness: Readiness
     clock: Clock = utc_now
-    own_sockets: frozenset[str] = frozenset()  # names of the Unix sockets that this process listens on
     metrics: Metrics = field(default_factory=Metrics)
     # Services of the packages to the left; `Any` until all of them exist.
     tasks: Any = None

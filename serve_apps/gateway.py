@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.core import Core
 from serve_apps.dialects import DIALECTS
+from serve_apps.kit import logs
 from serve_apps.kit.call import KEY, Call, request_id_from
 from serve_apps.kit.dialect import Dialect, DialectApp
 from serve_apps.kit.openapi import Documents
@@ -18,6 +19,7 @@ log = structlog.get_logger()
 
 def build_gateway(core: Core, dialects: Sequence[Dialect] = DIALECTS) -> "Gateway":
     """The app of one replica. The first dialect also answers for paths that nobody owns."""
+    logs.configure()
     return Gateway(core, [dialect.app(core) for dialect in dialects])
 
 

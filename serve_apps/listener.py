@@ -1,8 +1,8 @@
 """A replica's own door: uvicorn on a Unix socket, in a thread with a loop of its own, behind HAProxy.
 
-Serve keeps the replica (places, starts, checks, replaces it); requests do not pass through Serve's proxy, whose hop costs
-more than most of our handlers (docs/adr/0003-front-door.md). The socket's folder is ours alone, so what arrives came
-through the front door, and `X-Forwarded-For` is HAProxy's.
+Serve keeps the replica (places, starts, checks, replaces it); requests do not pass through Serve's proxy, whose hop
+costs more than most of our handlers (docs/adr/0003-front-door.md). The socket's folder is ours alone, so what arrives
+came through the front door, and `X-Forwarded-For` is HAProxy's.
 """
 
 import asyncio
@@ -20,6 +20,19 @@ from cluster.settings import Settings
 
 START_SECONDS = 120.0
 BEAT_TIMEOUT_SECONDS = 5.0
+
+
+class Server(uvicorn.Server):
+    """uvicorn that says when it takes requests."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._say_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._say_started()
 
 
 class Listener:
@@ -62,13 +75,8 @@ class Listener:
             proxy_headers=True, forwarded_allow_ips="*", server_header=False, backlog=2048, timeout_keep_alive=75,
             timeout_graceful_shutdown=5, ws_max_size=1 << 20,
         )  # fmt: skip
-        self._server = uvicorn.Server(config)
-        serving = asyncio.ensure_future(self._server.serve(sockets=[door]))
-        while not self._server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        if not serving.done():
-            self._started.set()
-        await serving
+        self._server = Server(config, self._started.set)
+        await self._server.serve(sockets=[door])
 
     async def call(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Run a coroutine on the listener's loop, from another one."""

@@ -166,7 +166,9 @@ class VllmModel:
         produced, probability, reason = 0, 0.0, None
         clock = asyncio.get_running_loop().time
         first = 0.0
-        outputs = self.llm.generate(tokens_input(prompt.token_ids), parameters, new_id("req"))
+        outputs: AsyncGenerator[Any, None] = self.llm.generate(
+            tokens_input(prompt.token_ids), parameters, new_id("req")
+        )
         try:
             async with aclosing(outputs):
                 async for output in outputs:

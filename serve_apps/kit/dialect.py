@@ -134,6 +134,7 @@ class DialectApp:
         for router in self.dialect.routers:
             api.include_router(router)
         documented.add_missing(api, self.dialect.documented)
+        api.router.default = _nowhere
         api.router.routes.sort(key=order)  # a literal path before one with parameters, whoever declared it first
         for kind in (VillageError, RequestValidationError, HTTPException, Exception):
             api.add_exception_handler(kind, self._answer)
@@ -187,3 +188,7 @@ class DialectApp:
                 retry_after_seconds=over.reset_after,
                 current_usage=over.used,
             )
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HTTPException(404)  # for WebSockets too, where Starlette would close with 403

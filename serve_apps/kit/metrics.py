@@ -1,6 +1,7 @@
 """Prometheus metrics of one gateway process, and their sum over all of them."""
 
 import asyncio
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from prometheus_client.registry import Collector
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIBLING_SECONDS = 1.0
+PROCESS = "x-village-process"
 
 
 class Metrics:
@@ -33,6 +35,7 @@ class Metrics:
             "rate_limited_requests", "Requests refused with 429", ("dialect",), registry=self.registry
         )
         self.begun = time.monotonic()
+        self.process = secrets.token_hex(8)  # tells a sibling's numbers from our own, through another socket
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     @property
@@ -65,29 +68,31 @@ class Metrics:
 
 
 async def exposition(own: Metrics, sockets: Iterable[Path]) -> str:
-    """The sum over all gateway processes: this one, and those that answer on the other Unix sockets.
+    """The sum over all gateway processes: this one, and the others that answer on these Unix sockets.
 
     A scrape reaches any replica by chance; without the sum its counters would jump between theirs.
     """
-    texts = await asyncio.gather(*(_ask(path) for path in sockets))
+    texts = dict(await asyncio.gather(*(_ask(path) for path in sockets)))
+    texts.pop("", None)
+    texts[own.process] = own.text()
     registry = CollectorRegistry()
-    registry.register(_Sum([own.text(), *filter(None, texts)]))
+    registry.register(_Sum(texts.values()))
     return generate_latest(registry).decode()
 
 
-async def _ask(socket: Path) -> str:
+async def _ask(socket: Path) -> tuple[str, str]:
     try:
         async with httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(socket)), timeout=SIBLING_SECONDS
         ) as client:
             answer = await client.get("http://gateway/metrics", params={"own": "true"})
-            return answer.text if answer.is_success else ""
+            return answer.headers.get(PROCESS, ""), answer.text
     except httpx.HTTPError:  # a socket whose process is gone
-        return ""
+        return "", ""
 
 
 class _Sum(Collector):
-    def __init__(self, texts: list[str]) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         self.texts = texts
 
     def collect(self) -> Iterator[Metric]:

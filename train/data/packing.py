@@ -58,13 +58,19 @@ def batch(rows: Sequence[Sequence[Sequence[int]]], context: int, pad: int) -> Ba
 
 
 class Batches:
-    """Batches for ever. An epoch takes each source's documents `mix[source]` times: 2.5 is twice and half of them again."""
+    """Batches for ever.
+
+    An epoch takes each source's documents `mix[source]` times: 2.5 is twice, and half of them
+    again.
+
+    `part` (rank, world) leaves a worker every world-th row of each batch of `size`.
+    """
 
     def __init__(
         self, documents: Mapping[str, Sequence[Sequence[int]]], mix: Mapping[str, float], *,
-        context: int, size: int, pad: int, seed: int, position: Position = Position(),
+        context: int, size: int, pad: int, seed: int, position: Position = Position(), part: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
-        self.documents, self.mix = documents, mix
+        self.documents, self.mix, self.part = documents, mix, part
         self.context, self.size, self.pad, self.seed = context, size, pad, seed
         self.position = position
         self._packed: tuple[int, list[list[Sequence[int]]]] = (-1, [])
@@ -99,4 +105,5 @@ class Batches:
                 if row >= len(packed):
                     epoch, row = epoch + 1, 0
             self.position = Position(epoch, row)
-            yield batch(rows, self.context, self.pad)
+            rank, world = self.part
+            yield batch(rows[rank::world], self.context, self.pad)

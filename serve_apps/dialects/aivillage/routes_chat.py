@@ -35,13 +35,13 @@ class Parameters(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """`POST /v1/chat`; without `model_id` the village's own model answers, without `conversation_id` a new one begins."""
+    """`POST /v1/chat`. No `model_id`: the village's own model answers; no `conversation_id`: a new one begins."""
 
     message: str = Field(min_length=1, max_length=1_000_000)
     model_id: str = ""
     conversation_id: Id | None = None
     stream: bool = False
-    parameters: Parameters = Field(default_factory=Parameters)
+    parameters: Parameters = Field(default_factory=lambda: Parameters.model_validate({}))
 
     def sampling(self) -> Sampling:
         """As the engine takes it."""

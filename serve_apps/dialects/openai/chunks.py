@@ -1,4 +1,4 @@
-"""The answers' bytes. A chunk's head and tail are the same for a whole stream: only the text between them is encoded."""
+"""The answers' bytes. Head and tail of a chunk are the same for a whole stream: only the text between is encoded."""
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""What OpenAI's clients send, and how it becomes turns and sampling. Fields that change nothing here are let through."""
+"""What OpenAI's clients send, as turns and sampling. Fields that change nothing here are let through."""
 
 from typing import Annotated, Any, Literal
 

