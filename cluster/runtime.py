@@ -163,7 +163,7 @@ class Village:
                 await asyncio.sleep(0.05)
         made = await ensure_admin(Identity(store), self.settings)
         if made:
-            self.say(f"made {self.settings.admin_username}; the password is in {made}")
+            self.say(f"sign in as {self.settings.admin_username}; the password is in {made}")
         await store.close()
 
     def _deploy(self) -> None:

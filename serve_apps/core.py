@@ -29,7 +29,7 @@ class Core:
     readiness: Readiness
     clock: Clock = utc_now
     metrics: Metrics = field(default_factory=Metrics)
-    # Services of the packages to the left; `Any` until all of them exist.
+    # Services of the packages to the left. A replica without one of them does not serve its routes.
     tasks: Any = None
     workers: Any = None
     trust: Any = None

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cluster.errors import VillageError
 from train.data.packing import IGNORED, Batch, Batches, Position
 from train.grokfast import GrokFast
 
@@ -156,8 +157,7 @@ class Loop:
         self.batches.position = Position(*state["position"])
         kept = state["progress"]
         self.progress = Progress(
-            **kept
-            | {"history": [Point(*p) for p in kept["history"]], "held_out": [Held(*h) for h in kept["held_out"]]}
+            **kept | {"history": [Point(*p) for p in kept["history"]], "held_out": [Held(*h) for h in kept["held_out"]]}
         )
 
     def run(self) -> Progress:
@@ -195,10 +195,10 @@ class Loop:
         self.optimizer.zero_grad()
         value = loss.item()
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.progress.step + 1}")
+            raise VillageError(f"the loss is {value} at step {self.progress.step + 1}")
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - begun
-        self.progress.tokens += batch.tokens.size
+        self.progress.tokens += batch.tokens.size * self.batches.part[1]
         self.progress.history.append(Point(self.progress.step, value, rate, norm.item()))
 
 

@@ -29,6 +29,7 @@ class Manifest(BaseModel):
 
 def write_durably(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Afterwards the file is there as a whole, on the disk; before that it is not there, or is as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
         write(file)

@@ -65,8 +65,8 @@ class Run(Record):
     model_name: str
     public: bool = False  # everybody may use the model
     state: RunState = RunState.PENDING
-    attempt: int = Field(1, ge=1)  # fencing number: a worker of another attempt may not report
-    max_attempts: int = Field(3, ge=1)
+    attempt: int = Field(default=1, ge=1)  # fencing number: a worker of another attempt may not report
+    max_attempts: int = Field(default=3, ge=1)
     step: int = 0
     total_steps: int
     metrics: dict[str, float] = {}

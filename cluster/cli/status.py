@@ -27,6 +27,7 @@ SIGNS = (  # what a process's title contains, the first that fits
     ("train.run", "training"),
     ("Train", "training"),
     ("ashboard", "ray dashboard and jobs"),
+    ("multiprocessing", "ray dashboard and jobs"),
     ("ray::", "ray worker"),
     ("ray", "ray services"),
 )

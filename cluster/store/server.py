@@ -18,6 +18,8 @@ def command(directory: Path, socket: Path, fsync: str = "everysec") -> Sequence[
     binary = str(Path(spec.origin).parent / "bin" / "redis-server")
     options = {
         "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(directory), "appendonly": "yes",
+        # Its own title would overwrite the environment by which `village down` knows what belongs to it.
+        "set-proc-title": "no",
         "appendfsync": fsync, "save": "", "daemonize": "no", "maxclients": "10000", "aof-use-rdb-preamble": "yes",
         "aof-load-truncated": "yes", "auto-aof-rewrite-min-size": "64mb",
     }  # fmt: skip

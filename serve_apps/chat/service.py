@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 from cluster.clock import Clock
 from cluster.errors import ModelNotReady, NotFound
@@ -15,20 +14,9 @@ from cluster.ids import new_id
 from cluster.store import Page, Store
 from serve_apps.chat.engine import ChatEngine, Delta, Finish, ModelRef, Reason, Sampling, Turn
 from serve_apps.chat.model import Conversation, Message, said
-
-Making = Callable[[str], Awaitable[dict[str, Any]]]
-
-
-class Models(Protocol):
-    """The registry, as far as chat asks it."""
-
-    async def get(self, who: Principal, id_or_name: str) -> Any:
-        """The record of a model that `who` may use. Raises `NotFound`."""
-        ...
-
-    async def page(self, who: Principal, offset: int = 0, limit: int = 50) -> Page[Any]:
-        """The models that `who` may use, newest first."""
-        ...
+from train.models import Models
+from train.registry import Model, ModelState
+from train.runs import Run
 
 
 @dataclass(frozen=True)
@@ -47,16 +35,8 @@ class Reply:
     max_tokens: int | None = None
 
 
-async def nothing_known(_: str) -> dict[str, Any]:
-    """For a chat without a forge beside it: no progress to report."""
-    return {}
-
-
 class Chat:
-    """Conversations over an engine. `default` is a registry name unless `configured` gives the model itself.
-
-    `making(name)` says how far a model is that does not exist yet, for the details of `ModelNotReady`.
-    """
+    """Conversations over an engine. `default` is a registry name unless `configured` gives the model itself."""
 
     def __init__(
         self,
@@ -66,32 +46,45 @@ class Chat:
         clock: Clock,
         default: str = "seedling",
         configured: ModelRef | None = None,
-        making: Making = nothing_known,
     ) -> None:
         self.store, self.models, self.engine, self.clock = store, models, engine, clock
-        self.default, self.configured, self.making = default, configured, making
+        self.default, self.configured = default, configured
         self._storing: set[asyncio.Task[None]] = set()
 
     async def model(self, who: Principal, wanted: str = "") -> ModelRef:
-        """The model of this id or name; the default one without. Raises `NotFound`, or `ModelNotReady` for a default
-        that is still in training."""
+        """The model of this id or name; the default one without.
+
+        Raises `NotFound`, or `ModelNotReady` with its progress for one in training, and for a default not yet begun.
+        """
         wanted = wanted if wanted not in ("", "default") else ""
         own = self.configured
         if own is not None and wanted in ("", own.model_id, own.name):
             return own
         name = wanted or self.default
         try:
-            return as_ref(await self.models.get(who, name))
+            record = await self.models.get(who, name)
         except NotFound:
             if name != self.default:
                 raise
-            raise ModelNotReady(
-                f"the model {name} is still in training", model=name, retry_after_seconds=5, **await self.making(name)
-            ) from None
+            raise await self._not_ready(name, name) from None
+        if record.state != ModelState.COMPLETED:
+            raise await self._not_ready(record.model_id, record.name)
+        return as_ref(record)
+
+    async def _not_ready(self, wanted: str, name: str) -> ModelNotReady:
+        runs = await self.store.many(Run, await self.store.ids(Run, "unfinished", newest_first=True))
+        run = next((run for run in runs if wanted in (run.model_id, run.model_name)), None)
+        if run is None:
+            return ModelNotReady(f"the model {name} does not exist yet, and nothing is making it", model=name)
+        return ModelNotReady(
+            f"the model {name} is still in training",
+            model=name, task_id=run.run_id, status=run.state, phase=run.phase, progress=run.progress,
+            remaining_seconds=run.remaining_seconds, retry_after_seconds=round(run.remaining_seconds or 5),
+        )  # fmt: skip
 
     async def listed(self, who: Principal) -> list[ModelRef]:
         """Models that `who` may chat with: the configured one first, then the registry's newest hundred."""
-        page = await self.models.page(who, limit=100)
+        page = await self.models.page(who, ModelState.COMPLETED, limit=100)
         return [*filter(None, [self.configured]), *(as_ref(record) for record in page.items)]
 
     async def complete(
@@ -182,9 +175,9 @@ class Chat:
         await self.store.upsert(empty, step, event)
 
 
-def as_ref(record: Any) -> ModelRef:
+def as_ref(record: Model) -> ModelRef:
     """A registry record as what the engine loads."""
     return ModelRef(
-        record.model_id, record.name, str(record.path), record.digest, record.context_length, record.size_bytes,
+        record.model_id, record.name, record.path, record.digest, record.context_length, record.size_bytes,
         record.owner, record.created_at.timestamp(),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Documents to rows of one length, and rows to an endless, resumable sequence of batches. Pure: the order is the seed's."""
+"""Documents to rows of one length, and rows to an endless sequence of batches that can be taken up anywhere. Pure."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +23,9 @@ class Position(NamedTuple):
 
     epoch: int = 0
     row: int = 0
+
+
+START = Position()
 
 
 def pack(documents: Sequence[Sequence[int]], context: int) -> list[list[Sequence[int]]]:
@@ -68,7 +71,7 @@ class Batches:
 
     def __init__(
         self, documents: Mapping[str, Sequence[Sequence[int]]], mix: Mapping[str, float], *,
-        context: int, size: int, pad: int, seed: int, position: Position = Position(), part: tuple[int, int] = (0, 1),
+        context: int, size: int, pad: int, seed: int, position: Position = START, part: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
         self.documents, self.mix, self.part = documents, mix, part
         self.context, self.size, self.pad, self.seed = context, size, pad, seed
@@ -91,7 +94,7 @@ class Batches:
         return self._packed[1]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on from `position`, which afterwards is that of the next batch. An epoch's end does not shorten a batch."""
+        """Go on from `position`, which is always that of the next batch. An epoch's end does not shorten a batch."""
         while True:
             rows: list[list[Sequence[int]]] = []
             epoch, row = self.position

@@ -1,8 +1,8 @@
 """A Llama-architecture decoder in plain PyTorch, for training small models fast.
 
 Parameter names are those of transformers' `LlamaForCausalLM`, so a state dict goes to and fro unchanged. It exists
-because it saves a worker the seconds that importing transformers takes, is no slower, and takes document ids, which keep
-packed documents from seeing each other (measured in docs/log.md).
+because it saves a worker the seconds that importing transformers takes, is no slower, and takes document ids, which
+keep packed documents from seeing each other (measured in docs/log.md).
 """
 
 import torch

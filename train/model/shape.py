@@ -1,4 +1,4 @@
-"""The shape of a small Llama, and the table that `target_architecture` chooses from. Free of torch: the gateway reads it."""
+"""The shape of a small Llama, and the table that `target_architecture` chooses from. No torch: the gateway reads it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +8,7 @@ from cluster.errors import Invalid
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that the weights' shapes follow from. Heads are 32, 64 or 128 wide: what vLLM's CPU attention takes."""
+    """Everything that the weights' shapes follow from. Heads are 32 or 64 wide, which vLLM's CPU attention takes."""
 
     width: int
     layers: int
@@ -42,9 +42,7 @@ ARCHITECTURES = {  # rising size; the parameter counts in the names are for a vo
 
 def choose(target: str, budget: int, vocab_size: int, context: int) -> Shape:
     """The architecture of that name; `auto` takes the largest with at most `budget` parameters. Raises `Invalid`."""
-    shapes = {
-        name: replace(shape, vocab_size=vocab_size, context=context) for name, shape in ARCHITECTURES.items()
-    }
+    shapes = {name: replace(shape, vocab_size=vocab_size, context=context) for name, shape in ARCHITECTURES.items()}
     if target == "auto":
         fitting = [shape for shape in shapes.values() if shape.parameters <= budget]
         if not fitting:
@@ -52,9 +50,7 @@ def choose(target: str, budget: int, vocab_size: int, context: int) -> Shape:
             raise Invalid("no architecture is that small", field="parameter_budget", minimum=smallest)
         return fitting[-1]
     if target not in shapes:
-        raise Invalid(
-            f"no architecture {target}", field="target_architecture", allowed_values=["auto", *ARCHITECTURES]
-        )
+        raise Invalid(f"no architecture {target}", field="target_architecture", allowed_values=["auto", *ARCHITECTURES])
     return shapes[target]
 
 

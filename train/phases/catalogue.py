@@ -41,9 +41,7 @@ def entry(name: str) -> Entry:
     for known in PHASES:
         if name == known.name or name in known.aliases:
             return known
-    raise Invalid(
-        f"no phase {name}", field="phase_name", value=name, allowed_values=[known.name for known in PHASES]
-    )
+    raise Invalid(f"no phase {name}", field="phase_name", value=name, allowed_values=[known.name for known in PHASES])
 
 
 def phase(name: str, parameters: dict[str, Any]) -> Phase[Any]:

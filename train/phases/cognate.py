@@ -68,7 +68,8 @@ class Cognate(Phase[CognateConfig]):
     def gate(self, before: Quality, after: Quality) -> Verdict:
         """The held-out loss must have fallen."""
         return Verdict(
-            passed=after.loss < before.loss, reason=f"held-out loss {before.loss:.3f} -> {after.loss:.3f} nats per token"
+            passed=after.loss < before.loss,
+            reason=f"held-out loss {before.loss:.3f} -> {after.loss:.3f} nats per token",
         )
 
 

@@ -73,7 +73,7 @@ C = TypeVar("C", bound=PhaseConfig)
 
 
 class Phase(ABC, Generic[C]):
-    """One phase. `run` is called in every training worker, again after a crash, and ends with the model's folder there."""
+    """One phase. `run` is called in every training worker, again after a crash, and leaves the model's folder."""
 
     name: ClassVar[str]
     Config: ClassVar[type[PhaseConfig]]

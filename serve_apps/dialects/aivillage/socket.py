@@ -17,6 +17,7 @@ TOPICS = {  # topic -> the nouns of its events' kinds
     "task_events": ("task", "chain"),
 }
 TOPIC_OF = {noun: topic for topic, nouns in TOPICS.items() for noun in nouns}
+ENDS = ("completed", "failed", "cancelled")
 Message = dict[str, Any]
 
 
@@ -110,15 +111,17 @@ class Conversation:
         return {"type": "task_event", "event": event.kind, "task_id": event.subject} | event.data | common
 
     def _training(self, event: Event, verb: str) -> Message:
+        if verb not in ("progress", *ENDS):
+            return {"type": "training_event", "event": event.kind, "task_id": event.subject} | event.data
         metrics = event.data.get("metrics") or self._metrics.get(event.subject, {})
-        ended = verb in ("completed", "failed", "cancelled")
-        if ended:
+        if verb in ENDS:
             self._metrics.pop(event.subject, None)
         else:
             self._metrics[event.subject] = metrics
-        done = {"progress": 1.0} if verb == "completed" else {}
-        rest = {"type": "training_progress", "task_id": event.subject, "metrics": metrics}
-        return {"status": verb if ended else "training"} | event.data | done | rest
+        # Full progress means that the model is there to be used, which the last step alone does not.
+        part = 1.0 if verb == "completed" else min(event.data.get("progress", 0.0), 0.999)
+        rest = {"type": "training_progress", "task_id": event.subject, "progress": part, "metrics": metrics}
+        return {"status": verb} | event.data | rest
 
 
 def refusal(code: str, message: str, details: dict[str, Any], at: datetime) -> Message:

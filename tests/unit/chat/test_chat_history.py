@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from serve_apps.chat.engine import Turn
 from serve_apps.chat.history import fit
 
 
-def encode(turns: list[Turn]) -> list[int]:
+def encode(turns: Sequence[Turn]) -> list[int]:
     """One token a character, and one for each message."""
     return [0] * sum(len(turn.content) + 1 for turn in turns)
 

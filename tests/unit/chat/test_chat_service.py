@@ -1,6 +1,5 @@
 import asyncio
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import pytest
 from engine_contract import eventually
@@ -8,10 +7,13 @@ from scripted_engine import ScriptedEngine
 
 from cluster.errors import ModelNotReady, NotFound, Unavailable
 from cluster.identity.model import Principal
-from cluster.store import Page, Store
+from cluster.store import Store
 from serve_apps.chat.engine import Delta, ModelRef, Sampling
 from serve_apps.chat.model import KEPT
 from serve_apps.chat.service import Chat, Reply
+from train.models import Models
+from train.registry import Model, ModelState
+from train.runs import Run, RunState
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ANN = Principal(principal_id="user_ann", owner="user_ann", username="ann", scopes=frozenset({"write"}))
@@ -19,21 +21,11 @@ BOB = Principal(principal_id="user_bob", owner="user_bob", username="bob", scope
 SHORT = Sampling(0.0, 6)
 
 
-class Registry:
-    """One model; the seedling is not there yet."""
-
-    record = SimpleNamespace(
-        model_id="model_1", name="tiny", path="/models/1", digest="sha256:0123456789abcdef", context_length=256,
-        size_bytes=10, owner="user_ann", created_at=NOON,
-    )  # fmt: skip
-
-    async def get(self, who, id_or_name):
-        if id_or_name not in ("model_1", "tiny"):
-            raise NotFound(f"no model {id_or_name}")
-        return self.record
-
-    async def page(self, who, offset=0, limit=50):
-        return Page([self.record], 1)
+def model(name: str, **fields) -> Model:
+    given: dict = {"owner": "user_ann", "state": ModelState.COMPLETED, "digest": "sha256:0123456789abcdef"} | fields
+    return Model(
+        model_id=f"model_{name}", name=name, path=f"/models/{name}", context_length=256, created_at=NOON, **given
+    )
 
 
 @pytest.fixture
@@ -42,11 +34,9 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def chat(store: Store, engine: ScriptedEngine) -> Chat:
-    async def making(name: str):
-        return {"progress": 0.4, "phase": "cognate"}
-
-    return Chat(store, Registry(), engine, lambda: NOON, making=making)
+async def chat(store: Store, engine: ScriptedEngine) -> Chat:
+    await store.create(model("tiny", public=True))
+    return Chat(store, Models(store, lambda: NOON), engine, lambda: NOON)
 
 
 async def talk(chat: Chat, message: str, conversation_id: str = "", who: Principal = ANN) -> Reply:
@@ -109,13 +99,13 @@ async def test_a_reader_who_leaves_leaves_an_incomplete_message(chat: Chat, engi
 
 
 async def test_a_cancelled_request_is_stored_and_aborted(chat: Chat, engine: ScriptedEngine):
-    engine.gate = asyncio.Event()
-    engine.gate.set()
+    engine.gate = gate = asyncio.Event()
+    gate.set()
     seen = asyncio.Event()
 
     async def read():
         async for _ in chat.converse(ANN, "tiny", "hello", "conv_cancel", SHORT):
-            engine.gate.clear()
+            gate.clear()
             seen.set()
 
     reader = asyncio.create_task(read())
@@ -144,10 +134,22 @@ async def test_a_failure_before_the_first_token_stores_nothing(chat: Chat, engin
         await chat.conversation(ANN, "conv_none")
 
 
-async def test_the_default_model_in_training_says_how_far_it_is(chat: Chat):
-    with pytest.raises(ModelNotReady) as error:
+async def test_a_model_in_training_says_how_far_it_is(chat: Chat, store: Store):
+    run = Run(
+        run_id="task_1", owner="user_ann", phase="cognate", config={}, model_id="model_seedling", model_name="seedling",
+        state=RunState.RUNNING, step=40, total_steps=100, created_at=NOON, updated_at=NOON,
+    )  # fmt: skip
+    await store.create(run)
+    await store.create(model("seedling", state=ModelState.TRAINING))
+    for wanted in ("", "seedling", "model_seedling"):
+        with pytest.raises(ModelNotReady) as error:
+            await chat.model(ANN, wanted)
+        assert (error.value.details["progress"], error.value.details["task_id"]) == (0.4, "task_1")
+
+
+async def test_only_the_default_model_is_waited_for(chat: Chat):
+    with pytest.raises(ModelNotReady):
         await chat.model(ANN)
-    assert error.value.details["progress"] == 0.4
     with pytest.raises(NotFound):
         await chat.model(ANN, "model_none")
 
@@ -155,6 +157,6 @@ async def test_the_default_model_in_training_says_how_far_it_is(chat: Chat):
 async def test_a_configured_model_is_the_default_one(chat: Chat):
     chat.configured = ModelRef("model_own", "own", "/models/own")
     assert [(await chat.model(ANN, name)).model_id for name in ("", "own", "model_own", "tiny")] == [
-        "model_own", "model_own", "model_own", "model_1",
+        "model_own", "model_own", "model_own", "model_tiny",
     ]  # fmt: skip
-    assert [model.model_id for model in await chat.listed(ANN)] == ["model_own", "model_1"]
+    assert [model.model_id for model in await chat.listed(ANN)] == ["model_own", "model_tiny"]

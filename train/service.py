@@ -1,0 +1,173 @@
+"""What the dialects call: start, look, cancel, and the keeper's reconciliation of runs with their jobs."""
+
+import asyncio
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cluster.clock import Clock
+from cluster.errors import AlreadyExists, Forbidden, NotFound
+from cluster.identity.model import SYSTEM, Principal
+from cluster.ids import new_id
+from cluster.launcher import JobState, Launcher
+from cluster.settings import Settings
+from cluster.store import Page, Store
+from train.models import Models
+from train.phases import catalogue
+from train.phases.cognate import is_local
+from train.phases.phase import run_folder
+from train.registry import Registry
+from train.reporting import LOG, changed, move
+from train.runs import FINAL, Run, RunEvent, RunState, lost
+
+SEEDLING = "seedling"
+SUBMITTED_WITHIN = timedelta(seconds=10)  # a run that was just made is being submitted by whoever made it
+ENDED = (JobState.FAILED, JobState.STOPPED, JobState.SUCCEEDED)
+
+
+class Forge:
+    """Training runs. Redis has the truth; the launcher has the processes."""
+
+    def __init__(self, store: Store, launcher: Launcher, settings: Settings, clock: Clock, models: Models) -> None:
+        self.store, self.launcher, self.settings, self.clock, self.models = store, launcher, settings, clock, models
+        self.registry = Registry(store, settings.home, clock)
+
+    async def start(
+        self, who: Principal, phase_name: str, parameters: dict[str, Any] | None = None, *,
+        max_steps: int | None = None, batch_size: int | None = None, model_name: str = "", public: bool = False,
+        run_id: str = "", model_id: str = "",
+    ) -> Run:  # fmt: skip
+        """Validate, record and submit. Raises `Invalid`, `NotBuilt`, `Forbidden`, `NotFound` (a base model).
+
+        The run is recorded before it is submitted: what the launcher could not take now, `reconcile` submits later.
+        """
+        wanted = dict(parameters or {})
+        wanted |= {k: v for k, v in (("max_steps", max_steps), ("batch_size", batch_size)) if v is not None}
+        if wanted.get("base_models"):
+            wanted["base_models"] = [await self._base(who, name) for name in wanted["base_models"]]
+        phase = catalogue.phase(phase_name, wanted)
+        model_id, at = model_id or new_id("model"), self.clock()
+        run = Run(
+            run_id=run_id or new_id("task"), owner=who.owner, phase=phase.name,
+            config=phase.config.model_dump(mode="json"), model_id=model_id, public=public,
+            model_name=model_name or f"{phase.name}-{model_id[-6:]}", total_steps=phase.total_steps,
+            created_at=at, updated_at=at,
+        )  # fmt: skip
+        await self.store.create(run, changed(run, "created", self.clock))
+        await self.registry.expect(run)
+        await self._submit(run)
+        return run
+
+    async def _base(self, who: Principal, name: str) -> str:
+        """A registry model's folder; a local folder only for admins, who may read the machine's disk anyway."""
+        if str(name).startswith("model_"):
+            return (await self.models.get(who, name)).path
+        if is_local(str(name)) and not who.is_admin:
+            raise Forbidden("only admins may name a folder as base model", field="base_models")
+        return name
+
+    async def _submit(self, run: Run) -> None:
+        command = [sys.executable, "-m", "train.run", run.run_id, "--attempt", str(run.attempt)]
+        await self.launcher.submit(run.job_id, command, self.settings.environment())
+
+    async def get(self, who: Principal, run_id: str) -> Run:
+        """The run. Raises `NotFound`, also for somebody else's."""
+        run = await self.store.find(Run, run_id)
+        if run is None or not who.sees(run.owner):
+            raise NotFound(f"no training run {run_id}", run_id=run_id)
+        return run
+
+    async def page(self, who: Principal, state: str = "any", offset: int = 0, limit: int = 50) -> Page[Run]:
+        """The caller's runs, newest first; an admin's page has everybody's."""
+        scope = "all" if who.is_admin else who.owner
+        return await self.store.page(Run, "created", scope, state, offset=offset, limit=limit)
+
+    async def logs(self, who: Principal, run_id: str, tail: int = 200) -> list[dict[str, Any]]:
+        """The last lines of the run's own log, oldest first: each has `at`, `level` and `message`."""
+        await self.get(who, run_id)
+        return await asyncio.to_thread(read_log, run_folder(self.settings.home, run_id) / LOG, tail)
+
+    async def output(self, who: Principal, run_id: str) -> str:
+        """What the current attempt's job printed, as far as the launcher still knows."""
+        run = await self.get(who, run_id)
+        return await self.launcher.log(run.job_id)
+
+    async def cancel(self, who: Principal, run_id: str) -> Run:
+        """End the run and its job. Raises `Conflict` when it has ended."""
+        await self.get(who, run_id)
+        run = await move(self.store, run_id, RunEvent.CANCEL, self.clock)
+        await self.registry.give_up(run)
+        await self.launcher.stop(run.job_id)
+        return run
+
+    async def reconcile(self) -> list[Run]:
+        """Give every unfinished run whose job is gone another attempt, or end it. Returns the runs that it touched."""
+        ids = await self.store.ids(Run, "unfinished")
+        touched = []
+        for run in await self.store.many(Run, ids):
+            state = await self.launcher.state(run.job_id)
+            if run.state is RunState.PENDING and state is JobState.UNKNOWN:
+                if self.clock() - run.updated_at < SUBMITTED_WITHIN:
+                    continue
+                await self._submit(run)
+                touched.append(run)
+            elif state is JobState.UNKNOWN or state in ENDED:
+                touched += await self._again(run, state)
+        return touched
+
+    async def _again(self, seen: Run, job: JobState) -> list[Run]:
+        at = self.clock()
+
+        def step(run: Run) -> Run:
+            # The job may have finished the run, or somebody retried it, since it was looked at.
+            return lost(run, at, f"its job is {job}") if (run.attempt, run.state) == (seen.attempt, seen.state) else run
+
+        def event(_: Run, run: Run) -> Any:
+            return changed(run, "failed" if run.state in FINAL else "retried", self.clock, error=run.error)
+
+        run = await self.store.change(Run, seen.run_id, step, event)
+        if run.attempt == seen.attempt and run.state is seen.state:
+            return []
+        if run.state is RunState.PENDING:
+            await self._submit(run)
+        elif run.state is RunState.FAILED:
+            await self.registry.give_up(run)
+        return [run]
+
+    async def ensure_seedling(self, again: bool = False) -> Run | None:
+        """Start the seedling's run unless its model is there; the newest of its runs, or None when there is a model.
+
+        Its ids are numbered, so that any number of callers start one run. A failed one is tried anew only with `again`.
+        """
+        try:
+            await self.models.get(SYSTEM, SEEDLING)
+            return None
+        except NotFound:
+            pass
+        number = 1
+        while (run := await self.store.find(Run, f"task_{SEEDLING}_{number}")) is not None:
+            if run.state not in FINAL or (run.state is not RunState.COMPLETED and not again):
+                return run
+            number += 1
+        try:
+            return await self.start(
+                SYSTEM, "cognate", catalogue.values(SEEDLING), model_name=SEEDLING, public=True,
+                run_id=f"task_{SEEDLING}_{number}", model_id=f"model_{SEEDLING}_{number}",
+            )  # fmt: skip
+        except AlreadyExists:
+            return await self.store.get(Run, f"task_{SEEDLING}_{number}")
+
+
+def read_log(path: Path, tail: int) -> list[dict[str, Any]]:
+    """The last `tail` whole lines; a line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text().splitlines()[-tail:]:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
