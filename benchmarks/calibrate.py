@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 FOLDS = 5
+NAMES: tuple[str, ...] = ("intercept", "cosine", "coverage")
 RIDGE = 1e-3  # keeps the solution finite where a feature separates the classes
 
 
@@ -85,7 +86,7 @@ def fit(table: Table, name: str) -> tuple[dict[str, float], dict[str, float], Ca
         f"{name}_calibration_error": expected_calibration_error(held_out, y),
         f"{name}_auc": area_under_curve(held_out, y),
     }
-    coefficients = dict(zip(("intercept", "cosine", "coverage"), (round(float(v), 4) for v in w), strict=True))
+    coefficients = {name: round(float(v), 4) for name, v in zip(NAMES, w, strict=True)}
     return coefficients, {k: round(v, 4) for k, v in figures.items()}, lambda query: weights[fold_of[query]]
 
 
@@ -115,11 +116,12 @@ def fit_all(examples: Sequence[Example]) -> dict[str, Any]:
 
 def reordered(examples: Sequence[Example], of: Callable[[str], Array], suffix: str) -> dict[str, float]:
     """nDCG@10 of the order found, and of the same ten by calibrated relevance (on held-out folds)."""
-    found, calibrated = [], []
+    found: list[float] = []
+    calibrated: list[float] = []
     for e in examples:
         p = predict(of(e.query), np.array(e.sources).reshape(-1, 2))
         found.append(_ndcg(e.ranked, e.gains))
-        calibrated.append(_ndcg([e.ranked[i] for i in np.argsort(-p, kind="stable")], e.gains))
+        calibrated.append(_ndcg([str(e.ranked[i]) for i in np.argsort(-p, kind="stable")], e.gains))
     return {
         f"ndcg_as_found{suffix}": round(float(np.mean(found)), 4),
         f"ndcg_by_relevance{suffix}": round(float(np.mean(calibrated)), 4),

@@ -1,7 +1,7 @@
 """Retrieval on Cranfield and MuSiQue: quality, latency, ingestion, beside LlamaIndex's in-memory index.
 
     python -m benchmarks.retrieval DATA          # figures -> benchmarks/results/retrieval.json
-    python -m benchmarks.retrieval DATA --fit    # calibration -> configs/knowledge.yaml
+    python -m benchmarks.retrieval DATA --fit    # and the calibration -> configs/knowledge.yaml
 
 DATA holds `cranfield/` (cran_docs.json, cran_queries.json, cran_qrels.json) and `musique/` (musique_train.json,
 musique_train_corpus.json); the project does not ship them.
@@ -10,6 +10,7 @@ musique_train_corpus.json); the project does not ship them.
 import argparse
 import asyncio
 import json
+import os
 import resource
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from cluster.store import Store, server
 from rag import calibration, retrieval
 from rag.embedding import Embedder
 from rag.index import Scope
-from rag.model import Mode
+from rag.model import Filters, Mode
 from rag.service import Knowledge
 
 RESULTS = Path(__file__).parent / "results" / "retrieval.json"
@@ -132,7 +133,7 @@ async def ours(knowledge: Knowledge, collection: Collection) -> dict[str, Any]:
         rankings, times, held = [], [], 0
         for case in collection.cases:
             begun = perf_counter()
-            answer = await knowledge.query(SYSTEM, case.query, 10, mode=mode, filters=_only(collection))
+            answer = await knowledge.query(SYSTEM, case.query, 10, mode=mode, filters={"categories": [collection.name]})
             times.append(perf_counter() - begun)
             rankings.append([source.document_id for source in answer.sources])
             held += any(a.lower() in answer.answer.lower() for a in case.answers)
@@ -140,10 +141,6 @@ async def ours(knowledge: Knowledge, collection: Collection) -> dict[str, Any]:
         if any(case.answers for case in collection.cases):
             found[mode]["answer_holds_gold"] = round(held / len(collection.cases), 4)
     return found
-
-
-def _only(collection: Collection) -> dict[str, Any]:
-    return {"categories": [collection.name]}
 
 
 class _Ours(BaseEmbedding):
@@ -167,7 +164,9 @@ class _Ours(BaseEmbedding):
 def peer(embedder: Embedder, collection: Collection) -> dict[str, Any]:
     """LlamaIndex's VectorStoreIndex in memory, its sentence splitter at the embedder's window, the same embedder."""
     model = _Ours(embedder=embedder, embed_batch_size=64)
-    documents = [LlamaDocument(text=text, id_=name) for name, (_, text) in collection.documents.items()]
+    documents = [
+        LlamaDocument(text=t, id_=name, metadata={"title": h}) for name, (h, t) in collection.documents.items()
+    ]
     begun = perf_counter()
     splitter = SentenceSplitter(chunk_size=256, chunk_overlap=20)
     index = VectorStoreIndex.from_documents(documents, transformations=[splitter], embed_model=model)
@@ -189,7 +188,7 @@ async def examples(knowledge: Knowledge, collection: Collection) -> list[Example
     made = []
     for number, case in enumerate(collection.cases):
         vector = knowledge.embedder([case.query])[0]
-        scope = Scope(None, retrieval_filters(collection))
+        scope = Scope(None, Filters(categories=(collection.name,)))
         for keywords_only in (False, True):
             given = None if keywords_only else vector
             hits = await retrieval.candidates(knowledge.index, case.query, given, scope, POOL + 30)
@@ -209,13 +208,6 @@ async def examples(knowledge: Knowledge, collection: Collection) -> list[Example
     return made
 
 
-def retrieval_filters(collection: Collection) -> Any:
-    """Only this collection's documents."""
-    from rag.model import Filters
-
-    return Filters(categories=(collection.name,))
-
-
 async def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -232,11 +224,11 @@ async def main() -> None:
             knowledge = await Knowledge.open(Settings(home=home), store)
             await knowledge.warm_up()
             found: dict[str, Any] = {"at": datetime.now(UTC).date().isoformat(), "embedder": knowledge.embedder.name}
+            found["load_average_at_start"] = round(os.getloadavg()[0], 1)  # the machine is shared
             for collection in collections:
                 own = await ours(knowledge, collection)
                 found[collection.name] = {"ours": own}
-                if not arguments.fit:
-                    found[collection.name]["llama_index_in_memory"] = peer(knowledge.embedder, collection)
+                found[collection.name]["llama_index_in_memory"] = peer(knowledge.embedder, collection)
             if arguments.fit:
                 made = [example for c in collections for example in await examples(knowledge, c)]
                 write_calibration(fit_all(made), " and ".join(c.name for c in collections))
@@ -246,9 +238,8 @@ async def main() -> None:
             await store.close()
             process.kill()
     print(json.dumps(found, indent=2))
-    if not arguments.fit:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
 async def _answers(store: Store) -> None:

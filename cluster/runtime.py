@@ -115,9 +115,11 @@ class Village:
         asyncio.run(self._prepare_store())
         if not settings.ray_address:
             token = settings.home / "ray-token"
-            if not token.exists():
-                token.touch(mode=0o600)
-                token.write_text(secrets.token_hex(32))
+            if not token.exists():  # whole or not at all: an empty one would keep Ray out for ever
+                fresh = token.with_suffix(".new")
+                fresh.touch(mode=0o600)
+                fresh.write_text(secrets.token_hex(32))
+                fresh.replace(token)
             ray = self._child("ray", self._ray_command)
             ray.after_start.append(self._deploy)
         self._child("front", lambda: front.command(settings))

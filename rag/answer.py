@@ -18,7 +18,7 @@ from rag.words import coverage, stems
 
 GRAPH_PASSAGES = 20  # whose sentences a query's paths run through
 SENTENCES = 3  # of an extractive answer
-CANDIDATES = 16  # sentences that are compared by meaning; what has none of the query's words comes last
+CANDIDATES = 8  # sentences that are compared by meaning: embedding them is most of a query's time
 PASSAGES = 5
 NEAR_BEST = 0.75  # a further sentence must reach this share of the best one's score
 SAME = 0.8  # share of stems from which two sentences say the same
@@ -121,7 +121,7 @@ def extract(query: str, vector: Vector | None, passages: Sequence[Passage], embe
         Sentence(" ".join(passage.hit.text[start:end].split()), number, coverage(asked, passage.hit.text[start:end]))
         for number, passage in enumerate(passages[:PASSAGES], start=1)
         for start, end in sentences(passage.hit.text)
-        if not HEADING.fullmatch(passage.hit.text, start, end)
+        if not HEADING.match(passage.hit.text, start)
     ]
     found = sorted(found, key=lambda s: (-s.score, s.source))[:CANDIDATES]
     if embed is not None and vector is not None and found:
@@ -156,10 +156,3 @@ def prompt(query: str, passages: Sequence[Passage], context: Mapping[str, Any]) 
         "Say so if they do not hold the answer.\n\n"
         f"{listed}\n\n{f'About the reader: {told}' if told else ''}\nQuestion: {query}\nAnswer:"
     )
-
-
-def with_prose(answer: Answer, text: str) -> Answer:
-    """The answer in the words that the served model wrote to its prompt; the extractive one where it wrote nothing."""
-    if not text.strip():
-        return replace(answer, prompt="", answer_mode=AnswerMode.EXTRACTIVE, answer_mode_reason="the model was silent")
-    return replace(answer, prompt="", answer=text.strip())

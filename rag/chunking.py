@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 MAX_CHARS = 1000  # about 220 tokens of English: MiniLM reads 256
 OVERLAP_CHARS = 150  # of `fixed`, which may cut through a thought
 BREAK_PERCENTILE = 20  # `semantic` breaks at the fifth of the gaps where neighbours are least alike
+SHORT_CHARS = 80  # sentences that fit in here together are one to `semantic`: a word or two have no topic
 MIN_SEMANTIC_CHARS = 200  # below this a topic is too short to be found by its vector
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
-HEADING = re.compile(r"^#{1,6}[ \t]+(?P<title>.+?)[ \t]*#*$", re.MULTILINE)
+# None of these patterns may look at a place twice for each place before it: a text has up to a million.
+HEADING = re.compile(r"^#{1,6}[ \t]+(?P<title>\S[^\n]{0,200})", re.MULTILINE)
 # A sentence ends at a stop followed by white space, at an ideographic stop, at a blank line, around a heading and
 # before a list item. What follows a full stop must not be lower case, unless the stop stands alone ("word . word").
 END = re.compile(
@@ -28,6 +30,7 @@ END = re.compile(
     r"|\n[ \t]*\n\s*|\n(?=#{1,6}[ \t])|(?m:^#{1,6}[ \t][^\n]*\n)|(?<=\n)(?=[ \t]*(?:[-*+•]|\d+[.)])[ \t]+\S)"
 )
 ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|cf|Fig|No|al|approx)$")
+LONGEST_ABBREVIATION = 10
 
 
 class Strategy(StrEnum):
@@ -72,7 +75,8 @@ def sentences(text: str, start: int = 0, end: int | None = None, max_chars: int 
     spans: list[Span] = []
     begun = start
     for match in END.finditer(text, start, end):
-        if match["stop"] and match["stop"][0] == "." and ABBREVIATION.search(text, begun, match.start()):
+        last = text[max(begun, match.start() - LONGEST_ABBREVIATION) : match.start()]
+        if match["stop"] and match["stop"][0] == "." and ABBREVIATION.search(last):
             continue
         spans += _cut(text, begun, match.end(), max_chars)
         begun = match.end()
@@ -99,14 +103,18 @@ def pack(spans: Iterable[Span], max_chars: int) -> list[Span]:
 def windows(text: str, max_chars: int, overlap: int) -> list[Span]:
     """Windows of `max_chars` that start `overlap` before the last one's end, cut at a space where there is one."""
     spans: list[Span] = []
-    start = 0
-    while start < len(text):
-        spans += _cut(text, start, len(text), max_chars)[:1]
-        if not spans or spans[-1][1] + max_chars < start or not text[spans[-1][1] :].strip():
+    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    while start < end:
+        while text[start].isspace():
+            start += 1
+        # One letter more than fits, so that the cut knows whether it falls on a space.
+        spans += _cut(text, start, min(end, start + max_chars + 1), max_chars)[:1]
+        first, stop = spans[-1]
+        if stop >= end:
             break
         # A window always moves on, however long a word is.
-        wanted = max(spans[-1][1] - overlap, spans[-1][0] + 1)
-        space = text.find(" ", wanted, spans[-1][1])
+        wanted = max(stop - overlap, first + 1)
+        space = text.find(" ", wanted, stop)
         start = wanted if space < 0 else space + 1
     return spans
 
@@ -116,6 +124,7 @@ def by_meaning(text: str, spans: Sequence[Span], embed: Embed, max_chars: int) -
 
     Each sentence is compared with the next by windows of up to two, since one alone says little.
     """
+    spans = pack(spans, min(SHORT_CHARS, max_chars))
     if len(spans) < 3:
         return pack(spans, max_chars)
     vectors = embed([text[a:b] for a, b in spans])  # (n, d)
@@ -123,12 +132,13 @@ def by_meaning(text: str, spans: Sequence[Span], embed: Embed, max_chars: int) -
     right = vectors[1:] + np.vstack([vectors[2:], np.zeros_like(vectors[:1])])
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     alike = (left * right).sum(axis=1) / np.maximum(norms, 1e-9)  # (n - 1,)
-    threshold = np.percentile(alike, BREAK_PERCENTILE)
+    # Windows overlap, so a turn pulls its neighbours down too: only the lowest of them is the turn.
+    valley = (alike <= np.append(alike[1:], 1.0)) & (alike <= np.append(1.0, alike[:-1]))
+    turns = valley & (alike <= np.percentile(alike, BREAK_PERCENTILE))
     grouped: list[Span] = [spans[0]]
-    for (start, end), similarity in zip(spans[1:], alike, strict=True):
+    for (start, end), turn in zip(spans[1:], turns, strict=True):
         first = grouped[-1][0]
-        topic_ends = similarity <= threshold and grouped[-1][1] - first >= MIN_SEMANTIC_CHARS
-        if topic_ends or end - first > max_chars:
+        if (turn and grouped[-1][1] - first >= MIN_SEMANTIC_CHARS) or end - first > max_chars:
             grouped.append((start, end))
         else:
             grouped[-1] = (first, end)
@@ -155,7 +165,7 @@ def _cut(text: str, start: int, end: int, max_chars: int) -> list[Span]:
 
 
 def _under_headings(text: str, spans: Iterable[Span]) -> Iterable[Chunk]:
-    headings = [(match.start(), match["title"]) for match in HEADING.finditer(text)]
+    headings = [(match.start(), match["title"].rstrip(" \t#")) for match in HEADING.finditer(text)]
     place = -1
     for start, end in spans:
         while place + 1 < len(headings) and headings[place + 1][0] <= start:

@@ -74,20 +74,19 @@ class MiniLM:
         out = np.empty((len(texts), self.size), dtype=np.float32)
         tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
         with torch.inference_mode():
-            for rows in batches([len(ids) for ids in tokens]):
-                out[rows] = self._forward([tokens[row] for row in rows]).numpy()
+            for length, rows in batches([len(ids) for ids in tokens]):
+                out[rows] = self._forward([tokens[row] for row in rows], length).numpy()
         return out
 
-    def _forward(self, tokens: list[list[int]]) -> Tensor:
-        longest = max(len(ids) for ids in tokens)
-        ids = torch.zeros(len(tokens), longest, dtype=torch.long)
-        seen = torch.zeros(len(tokens), longest, dtype=torch.bool)  # (B, T)
+    def _forward(self, tokens: list[list[int]], length: int) -> Tensor:
+        ids = torch.zeros(len(tokens), length, dtype=torch.long)
+        seen = torch.zeros(len(tokens), length, dtype=torch.bool)  # (B, T)
         for row, own in enumerate(tokens):
             ids[row, : len(own)] = torch.tensor(own)
             seen[row, : len(own)] = True
         # Without padding the mask says nothing, and attention without one has the faster kernel.
         mask = None if bool(seen.all()) else seen[:, None, None, :]
-        x = F.layer_norm(F.embedding(ids, self.words) + self.places[:longest], (self.size,), *self.norm, eps=self.eps)
+        x = F.layer_norm(F.embedding(ids, self.words) + self.places[:length], (self.size,), *self.norm, eps=self.eps)
         for block in self.blocks:
             x = self._layer(x, mask, block)
         weight = seen.unsqueeze(-1)  # (B, T, 1)
@@ -120,13 +119,19 @@ def _block(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return block
 
 
-def batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
-    """Row numbers grouped by similar length, so that a batch is padded little; `budget` counts the padding too."""
-    rows: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if rows and lengths[row] * (len(rows) + 1) > budget:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
+def batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[tuple[int, list[int]]]:
+    """Padded length and row numbers of each batch, rows of similar length together, at most `budget` tokens.
+
+    Lengths are rounded up and rows come in powers of two: torch keeps compiled kernels for every shape it has met, a
+    megabyte each, so there are few shapes.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    while order:
+        # From the longest down: what is left over at the end is short.
+        longest = lengths[order[-1]]
+        step = 16 if longest <= 64 else 32
+        padded = -(-longest // step) * step
+        most = max(1, min(len(order), budget // padded))
+        size = 1 << (most.bit_length() - 1)
+        yield padded, order[-size:]
+        del order[-size:]

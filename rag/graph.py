@@ -53,13 +53,14 @@ def _names(text: str) -> Counter[str]:
     weak: Counter[str] = Counter()
     for match in NAME.finditer(text):
         parts = match[0].split()
-        if parts[0].lower() in STOP:
-            parts = parts[1:]
+        led = parts[0].lower() in STOP
+        parts = parts[led:]
         name = " ".join(parts).strip("-&/.")
         if len(name) < 2 or name.lower() in STOP or name.isdigit():
             continue
         # Any word is capitalised at the start of a sentence: alone it is a name only if it is one elsewhere too.
-        opens = len(parts) == 1 and not STRONG.search(name) and STARTS.search(text, 0, match.start())
+        first = len(parts) == 1 and not led and not STRONG.search(name)
+        opens = first and STARTS.search(text, 0, match.start())
         (weak if opens else names)[name] += 1
     return names + Counter({name: count for name, count in weak.items() if name in names})
 
@@ -76,14 +77,22 @@ def _phrases(text: str) -> Counter[str]:
     return pairs_of_words
 
 
-def together(text: str, entities: Iterable[str]) -> list[tuple[str, ...]]:
+def together(text: str, entities: Sequence[str]) -> list[tuple[str, ...]]:
     """For each sentence of a chunk, those of its entities that the sentence names."""
-    patterns = {entity: re.compile(rf"(?<!\w){re.escape(entity)}(?!\w)") for entity in entities}
-    named = (
-        tuple(entity for entity, pattern in patterns.items() if pattern.search(text, start, end))
-        for start, end in sentences(text)
-    )
+    spans = [text[start:end] for start, end in sentences(text)]
+    named = [tuple(entity for entity in entities if _names_it(span, entity)) for span in spans]
     return [some for some in named if some]
+
+
+def _names_it(sentence: str, entity: str) -> bool:
+    # A pattern for each entity would cost more to compile than a search is worth.
+    at = sentence.find(entity)
+    while at >= 0:
+        before, after = sentence[at - 1 : at], sentence[at + len(entity) : at + len(entity) + 1]
+        if not (before.isalnum() or after.isalnum()):
+            return True
+        at = sentence.find(entity, at + 1)
+    return False
 
 
 def relations(named: Iterable[Sequence[str]]) -> Counter[Edge]:

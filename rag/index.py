@@ -24,6 +24,8 @@ EXACT_ROWS = 20_000  # up to here a scan of all vectors is fast enough; beyond, 
 WRITES_PER_UPKEEP = 32  # each write adds a file and a version
 KEEP_VERSIONS = timedelta(minutes=10)  # a query that began on an older version can still end
 
+INDEX_CACHE, METADATA_CACHE = 128 << 20, 32 << 20  # bytes
+
 Vector = NDArray[np.float32]
 EVERYTHING = Filters()
 
@@ -46,6 +48,10 @@ class Row:
     text: str
     entities: tuple[str, ...]
 
+    def terms(self, title: str) -> str:
+        """What is searched and embedded: a passage alone often does not say what it is about."""
+        return "\n".join([*dict.fromkeys(part for part in (title, self.heading) if part), self.text])
+
 
 @dataclass(frozen=True)
 class Revision:
@@ -53,6 +59,7 @@ class Revision:
 
     document_id: str
     revision: str
+    title: str
     owner: str
     public: bool
     document_type: str
@@ -83,7 +90,7 @@ SHARED = [
     pa.field("written_at", pa.timestamp("us", tz="UTC")),
 ]
 DOCUMENTS = pa.schema([*SHARED, pa.field("text", pa.string())])
-FOUND = ["chunk_id", "document_id", "revision", "start", "end", "heading", "text", "entities", "vector"]
+FOUND = ["chunk_id", "document_id", "revision", "start", "end", "heading", "terms", "entities", "vector"]
 
 
 def chunks_schema(size: int) -> pa.Schema:
@@ -91,7 +98,7 @@ def chunks_schema(size: int) -> pa.Schema:
     text, texts, number = pa.string(), pa.list_(pa.string()), pa.int32()
     fields: list[tuple[str, pa.DataType]] = [
         ("chunk_id", text), ("owner", text), ("public", pa.bool_()), ("document_type", text), ("category", text),
-        ("tags", texts), ("start", number), ("end", number), ("heading", text), ("text", text), ("entities", texts),
+        ("tags", texts), ("start", number), ("end", number), ("heading", text), ("terms", text), ("entities", texts),
         ("vector", pa.list_(pa.float32(), size)),
     ]  # fmt: skip
     return pa.schema([*SHARED, *(pa.field(name, kind) for name, kind in fields)])
@@ -109,11 +116,13 @@ class ChunkIndex:
     async def open(cls, folder: Path, size: int) -> Self:
         """The index in `folder`, made if it is not there."""
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        connection = await lancedb.connect_async(str(folder))
+        # Its own bounds are 6 GiB and 1 GiB, and every write leaves a version behind in there.
+        session = lancedb.Session(index_cache_size_bytes=INDEX_CACHE, metadata_cache_size_bytes=METADATA_CACHE)
+        connection = await lancedb.connect_async(str(folder), session=session)
         documents = await connection.create_table("documents", schema=DOCUMENTS, exist_ok=True)
         chunks = await connection.create_table("chunks", schema=chunks_schema(size), exist_ok=True)
         if not await chunks.list_indices():
-            await chunks.create_index("text", config=FTS(with_position=False))
+            await chunks.create_index("terms", config=FTS(with_position=False))
         return cls(documents, chunks, size)
 
     async def write(self, of: Revision, text: str, rows: Sequence[Row], vectors: Vector | None) -> None:
@@ -126,7 +135,7 @@ class ChunkIndex:
         columns = [
             own
             | {"chunk_id": f"{of.document_id}:{of.revision}:{number}", "start": row.start, "end": row.end}
-            | {"heading": row.heading, "text": row.text, "entities": list(row.entities)}
+            | {"heading": row.heading, "terms": row.terms(of.title), "entities": list(row.entities)}
             for number, row in enumerate(rows)
         ]
         table = pa.Table.from_pylist(columns, schema=self._schema.remove(self._schema.get_field_index("vector")))
@@ -163,7 +172,7 @@ class ChunkIndex:
 
     async def matching(self, text: str, scope: Scope, limit: int) -> list[Hit]:
         """The chunks that hold words of `text`, best first; `score` is BM25's."""
-        query = self._chunks.query().nearest_to_text(text, columns="text")
+        query = self._chunks.query().nearest_to_text(text, columns="terms")
         where = predicate(scope)
         query = (query.where(where) if where else query).select([*FOUND, "_score"]).limit(limit)
         return [_hit(row, row["_score"]) for row in (await query.to_arrow()).to_pylist()]
@@ -177,8 +186,10 @@ class ChunkIndex:
         where = f"array_has_any(entities, [{listed}]) AND document_id != {quoted(but)}"
         seen = predicate(scope)
         query = self._chunks.query().where(f"{where} AND {seen}" if seen else where)
-        rows = (await query.select(["document_id", "revision", "text", "entities"]).to_arrow()).to_pylist()
-        return [(row["document_id"], row["revision"], row["text"], tuple(row["entities"])) for row in rows]
+        rows = (
+            await query.select(["document_id", "revision", "start", "end", "terms", "entities"]).to_arrow()
+        ).to_pylist()
+        return [(row["document_id"], row["revision"], _text(row), tuple(row["entities"])) for row in rows]
 
     async def revisions(self) -> dict[tuple[str, str], datetime]:
         """Every (document, revision) that has rows, and when they were written."""
@@ -233,5 +244,12 @@ def predicate(scope: Scope) -> str:
 
 def _hit(row: dict[str, Any], score: float) -> Hit:
     vector = None if row["vector"] is None else np.asarray(row["vector"], dtype=np.float32)
-    fields = {name: row[name] for name in FOUND} | {"entities": tuple(row["entities"]), "vector": vector}
-    return Hit(**fields, score=float(score))
+    fields = {name: row[name] for name in FOUND if name != "terms"}
+    return Hit(
+        **fields | {"text": _text(row), "entities": tuple(row["entities"]), "vector": vector}, score=float(score)
+    )
+
+
+def _text(row: dict[str, Any]) -> str:
+    # The text is kept once: it ends the terms.
+    return row["terms"][row["start"] - row["end"] :]

@@ -70,7 +70,7 @@ def described(text: str, metadata: Mapping[str, Any]) -> Description:
     if about.title:
         return about
     heading = HEADING.search(text)
-    first = heading["title"] if heading else text.strip().splitlines()[0]
+    first = heading["title"].rstrip(" \t#") if heading else text.strip().splitlines()[0]
     return about.model_copy(update={"title": first[:TITLE_CHARACTERS]})
 
 

@@ -97,7 +97,13 @@ class Knowledge:
                 raise AlreadyExists(f"document {document_id} exists", id=document_id)
             if record is None or record.digest != given:
                 rows, vectors = await self._on(
-                    self._ingesting, self._prepare, text, strategy, generate_embeddings, update_knowledge_graph
+                    self._ingesting,
+                    self._prepare,
+                    text,
+                    about.title,
+                    strategy,
+                    generate_embeddings,
+                    update_knowledge_graph,
                 )
                 new = self._record(document_id, record, who, text, strategy, about, given)
                 record = await self._write(record, new, text, rows, vectors)
@@ -114,8 +120,8 @@ class Knowledge:
     ) -> Answer:  # fmt: skip
         """An answer from what `who` may see. Raises `Invalid` (details name the field).
 
-        `writer` is the model that is served, if any: where it is good enough the answer has a `prompt` for it, and
-        `rag.answer.with_prose` puts in what it wrote. `context` goes into that prompt.
+        `writer` is the model that is served, if any: where it is good enough the answer has a `prompt` for it, whose
+        reply the caller puts in place of the extract. `context` goes into that prompt.
         """
         begun = perf_counter()
         asked = question(query, max_results, mode, filters or {})
@@ -167,13 +173,14 @@ class Knowledge:
         missing = [r.document_id for r in known.items if (r.document_id, r.revision) not in revisions]
         return Reconciled(len(stale), tuple(missing))
 
-    def _prepare(self, text: str, strategy: Strategy, embed: bool, link: bool) -> tuple[list[Row], Vectors | None]:
+    def _prepare(
+        self, text: str, title: str, strategy: Strategy, embed: bool, link: bool
+    ) -> tuple[list[Row], Vectors | None]:
         chunks = chunk(text, strategy, self.embedder)
         texts = [text[c.start : c.end] for c in chunks]
         named = graph.entities(texts) if link else [()] * len(chunks)
-        # A passage is embedded under its heading: alone it often does not say what it is about.
-        vectors = self.embedder([f"{c.heading}\n{t}" for c, t in zip(chunks, texts, strict=True)]) if embed else None
         rows = [Row(c.start, c.end, c.heading, t, e) for c, t, e in zip(chunks, texts, named, strict=True)]
+        vectors = self.embedder([row.terms(title) for row in rows]) if embed else None
         return rows, vectors
 
     def _record(
@@ -200,7 +207,7 @@ class Knowledge:
             }
         )  # fmt: skip
         shared = Revision(
-            new.document_id, new.revision, new.owner, new.public, new.document_type, new.category, new.tags,
+            new.document_id, new.revision, new.title, new.owner, new.public, new.document_type, new.category, new.tags,
             new.updated_at,
         )  # fmt: skip
         await self.index.write(shared, text, rows, vectors)

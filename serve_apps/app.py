@@ -1,31 +1,58 @@
 """The Serve deployments, as configs/serve.yaml imports them. Shells: each builds plain parts from Settings."""
 
-import logging
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
 
+import structlog
 from ray import serve
 from starlette.types import ASGIApp
 
+from cluster.clock import utc_now
+from cluster.errors import Unavailable, VillageError
+from cluster.identity.model import Principal
+from cluster.presence import BEAT_SECONDS, beat
 from cluster.settings import Settings
-from serve_apps.compose import build_core
+from cluster.store import Page, Store
+from rag.model import Added, Answer, Document, DocumentRecord, Writer
+from serve_apps.chat.app import RemoteEngine
+from serve_apps.chat.build import build_engine
+from serve_apps.chat.engine import Delta, Finish, ModelRef, Sampling, Turn
+from serve_apps.chat.loops import across
+from serve_apps.chat.sources import Engines
+from serve_apps.compose import build_core, build_forge
 from serve_apps.gateway import build_gateway
+from serve_apps.knowledge.app import RemoteKnowledge
 from serve_apps.listener import Listener
 
-log = logging.getLogger("village.app")
+log = structlog.get_logger()
+REPLICA: dict[str, Any] = {
+    "num_replicas": 1, "max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}, "health_check_period_s": 2,
+    "health_check_timeout_s": 10, "graceful_shutdown_timeout_s": 10, "graceful_shutdown_wait_loop_s": 0.5,
+}  # fmt: skip
 
 
-@serve.deployment(
-    num_replicas=1, ray_actor_options={"num_cpus": 0}, health_check_period_s=2, health_check_timeout_s=10,
-    graceful_shutdown_timeout_s=10, graceful_shutdown_wait_loop_s=0.5,
-)  # fmt: skip
+async def keep_beating(store: Store, name: str, about: Callable[[], dict[str, Any]]) -> None:
+    """A sign of life, for as long as this loop turns."""
+    while True:
+        try:
+            await beat(store, name, utc_now(), about())
+        except Unavailable:
+            log.warning("the store does not answer")
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+@serve.deployment(**REPLICA)
 class GatewayReplica:
-    """The gateway behind the front door; it has no engine and reaches those that have one."""
+    """The gateway behind the front door; chat and knowledge are reached over handles."""
 
-    def __init__(self) -> None:
+    def __init__(self, chat: Any, knowledge: Any) -> None:
         self.settings = Settings()
+        self.engine, self.knowledge = RemoteEngine(chat), RemoteKnowledge(knowledge)
         self.listener = Listener(self.settings, "gateway", self._build).start()
 
     async def _build(self) -> ASGIApp:
-        return build_gateway(build_core(self.settings))
+        return build_gateway(await build_core(self.settings, self.engine, self.knowledge))
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
@@ -35,4 +62,113 @@ class GatewayReplica:
         self.listener.stop()
 
 
-gateway = GatewayReplica.bind()
+@serve.deployment(**REPLICA)
+class ChatReplica:
+    """The engine, and the gateway in the same process: a token passes no other process on its way out."""
+
+    engine: Engines
+
+    def __init__(self, knowledge: Any) -> None:
+        self.settings = Settings()
+        self.knowledge = RemoteKnowledge(knowledge)
+        self.listener = Listener(self.settings, "chat", self._build).start()
+
+    async def _build(self) -> ASGIApp:
+        self.engine = build_engine(self.settings)
+        core = await build_core(self.settings, self.engine, self.knowledge)
+        self.beating = asyncio.ensure_future(keep_beating(core.store, "chat", self._about))
+        return build_gateway(core)
+
+    def _about(self) -> dict[str, Any]:
+        return {"loaded": {loaded.model_id: round(loaded.memory_mb) for loaded in self.engine.loaded()}}
+
+    async def generate(
+        self, model: ModelRef, messages: Sequence[Turn], sampling: Sampling
+    ) -> AsyncGenerator[Delta | Finish, None]:
+        """For replicas without an engine: see `RemoteEngine`."""
+        assert self.listener.loop is not None
+        async for step in across(self.listener.loop, lambda: self.engine.generate(model, messages, sampling)):
+            yield step
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        await self.listener.check()
+
+    def __del__(self) -> None:
+        self.listener.stop()
+
+
+@serve.deployment(**REPLICA)
+class KnowledgeReplica:
+    """The one process with the embedder and the tables. Methods as in `rag.service.Knowledge`."""
+
+    async def __init__(self) -> None:
+        from rag.service import Knowledge
+
+        settings = Settings()
+        self.store = Store(settings.redis)
+        self.knowledge = await Knowledge.open(settings, self.store)
+        await self.knowledge.warm_up()
+        self.beating = asyncio.ensure_future(keep_beating(self.store, "knowledge", dict))
+
+    async def add(
+        self, who: Principal, content: str, metadata: Mapping[str, Any] | None, chunk_strategy: str,
+        generate_embeddings: bool, update_knowledge_graph: bool, document_id: str,
+    ) -> Added:  # fmt: skip
+        """See `Knowledge.add`."""
+        return await self.knowledge.add(
+            who, content, metadata, chunk_strategy, generate_embeddings, update_knowledge_graph, document_id
+        )
+
+    async def query(
+        self, who: Principal, query: str, max_results: int, include_sources: bool, mode: str,
+        filters: Mapping[str, Any] | None, context: Mapping[str, Any] | None, writer: Writer | None,
+    ) -> Answer:  # fmt: skip
+        """See `Knowledge.query`."""
+        return await self.knowledge.query(who, query, max_results, include_sources, mode, filters, context, writer)
+
+    async def get(self, who: Principal, document_id: str) -> Document:
+        """See `Knowledge.get`."""
+        return await self.knowledge.get(who, document_id)
+
+    async def documents(self, who: Principal, limit: int, offset: int) -> Page[DocumentRecord]:
+        """See `Knowledge.documents`."""
+        return await self.knowledge.documents(who, limit, offset)
+
+    async def delete(self, who: Principal, document_id: str) -> DocumentRecord:
+        """See `Knowledge.delete`."""
+        return await self.knowledge.delete(who, document_id)
+
+
+@serve.deployment(**REPLICA)
+class ForgeReplica:
+    """Keeps training runs and their jobs in step: a run whose job was killed gets another, the seedling is forged."""
+
+    async def __init__(self) -> None:
+        settings = Settings()
+        self.store = Store(settings.redis)
+        self.forge = build_forge(settings, self.store)
+        self.seedling = settings.chat_model == "seedling"
+        self.tending = asyncio.ensure_future(self._tend())
+        self.beating = asyncio.ensure_future(keep_beating(self.store, "forge", dict))
+
+    async def _tend(self) -> None:
+        while True:
+            try:
+                if self.seedling:
+                    self.seedling = await self.forge.ensure_seedling() is not None
+                for run in await self.forge.reconcile():
+                    log.info("another attempt", run=run.run_id, attempt=run.attempt)
+            except VillageError as error:
+                log.warning("cannot look after the runs now", reason=error.message)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if self.tending.done():
+            raise RuntimeError("the forge is not looked after") from self.tending.exception()
+
+
+_knowledge = KnowledgeReplica.bind()
+village = GatewayReplica.bind(ChatReplica.bind(_knowledge), _knowledge)
+forge = ForgeReplica.bind()

@@ -1,40 +1,40 @@
-"""Putting a gateway's Core together from Settings: the only place that knows which class serves which part."""
+"""Putting a Core together from Settings: the only place that knows which class serves which part."""
 
 from typing import Any
 
 from cluster.clock import utc_now
 from cluster.identity.service import Identity
+from cluster.launcher import RayLauncher
 from cluster.limits import policy
 from cluster.limits.limiter import Limiter
-from cluster.presence import Presence
 from cluster.routing.service import Routing
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tasks.service import Tasks
 from cluster.trust.service import Trust
 from cluster.workers.service import Workers
+from serve_apps.chat.build import build_chat
+from serve_apps.chat.engine import ChatEngine
 from serve_apps.core import Core
 from serve_apps.kit.hub import Hub
-from serve_apps.kit.readiness import Probe, Readiness, reachable
+from serve_apps.kit.readiness import Probe, Readiness, heartbeat, reachable
+from train.models import Models
+from train.service import Forge
 
-PARTS = ("router", "ledger")
-
-
-def living(store: Store, name: str) -> Probe:
-    """Whether a part has given a sign of life lately."""
-
-    async def probe() -> bool:
-        presence = await store.find(Presence, name)
-        return presence is not None and presence.alive(utc_now())
-
-    return probe
+PARTS = ("router", "ledger", "forge", "chat", "knowledge")  # each beats in the store; /readiness looks
 
 
-def build_core(settings: Settings, **services: Any) -> Core:
-    """A Core over the village's Redis; `services` are those that live elsewhere, or in this replica alone."""
+def build_forge(settings: Settings, store: Store) -> Forge:
+    """Training, with Ray jobs as its processes."""
+    launcher = RayLauncher(f"http://127.0.0.1:{settings.dashboard_port}")
+    return Forge(store, launcher, settings, utc_now, Models(store, utc_now))
+
+
+async def build_core(settings: Settings, engine: ChatEngine, knowledge: Any) -> Core:
+    """A Core over the village's Redis; `engine` and `knowledge` live here or are reached over a handle."""
     store = Store(settings.redis)
-    trust = Trust(store)
-    probes: dict[str, Probe] = {"redis": reachable(store)} | {name: living(store, name) for name in PARTS}
+    trust, forge = Trust(store), build_forge(settings, store)
+    probes: dict[str, Probe] = {"redis": reachable(store)} | {name: heartbeat(store, name) for name in PARTS}
     return Core(
         settings=settings,
         store=store,
@@ -46,5 +46,8 @@ def build_core(settings: Settings, **services: Any) -> Core:
         workers=Workers(store, trust, https_only=settings.profile == "production"),
         trust=trust,
         routing=Routing(store, trust),
-        **services,
+        forge=forge,
+        models=forge.models,
+        chat=await build_chat(settings, store, forge.models, engine),
+        knowledge=knowledge,
     )

@@ -7,6 +7,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from cluster.clock import Clock, utc_now
+from cluster.errors import Unavailable
 from cluster.identity.service import Identity
 from cluster.limits.limiter import Limiter
 from cluster.settings import Settings
@@ -15,6 +16,21 @@ from serve_apps.kit.call import call_of
 from serve_apps.kit.hub import Hub
 from serve_apps.kit.metrics import Metrics
 from serve_apps.kit.readiness import Readiness
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Stands for a service that this replica does not have: asking it for anything is `Unavailable`."""
+
+    service: str
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise Unavailable(f"this replica has no {self.service}", component=self.service)
 
 
 @dataclass
@@ -29,15 +45,15 @@ class Core:
     readiness: Readiness
     clock: Clock = utc_now
     metrics: Metrics = field(default_factory=Metrics)
-    # Services of the packages to the left. A replica without one of them does not serve its routes.
-    tasks: Any = None
-    workers: Any = None
-    trust: Any = None
-    routing: Any = None
-    forge: Any = None
-    models: Any = None
-    chat: Any = None
-    knowledge: Any = None
+    # Services of the packages to the left, and the chat of a replica that holds the engine.
+    tasks: Any = Absent("tasks")
+    workers: Any = Absent("workers")
+    trust: Any = Absent("trust")
+    routing: Any = Absent("routing")
+    forge: Any = Absent("forge")
+    models: Any = Absent("models")
+    chat: Any = Absent("chat")
+    knowledge: Any = Absent("knowledge")
 
     async def start(self) -> None:
         """What has to run before the first request."""

@@ -26,8 +26,8 @@ class GrokFast:
         if not self.means:
             self.means = [g.clone() for g in gradients]
         else:
-            torch._foreach_lerp_(self.means, gradients, 1 - self.alpha)
-        torch._foreach_add_(gradients, self.means, alpha=self.lamb)
+            torch._foreach_lerp_(self.means, gradients, 1 - self.alpha)  # pyright: ignore[reportPrivateImportUsage] - as in torch.optim
+        torch._foreach_add_(gradients, self.means, alpha=self.lamb)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """What a checkpoint keeps."""

@@ -141,11 +141,15 @@ class Loop:
         self.progress = Progress(total_steps=config.max_steps)
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on."""
+        """All that the rest of the run depends on, in types that `torch.load` reads with `weights_only`."""
+        progress = vars(self.progress) | {
+            "history": [tuple(point) for point in self.progress.history],
+            "held_out": [tuple(held) for held in self.progress.held_out],
+        }
         return {
             "model": bare(self.model).state_dict(), "optimizer": self.optimizer.state_dict(),
             "grokfast": self.grokfast.state_dict(), "random": torch.get_rng_state(),
-            "position": tuple(self.batches.position), "progress": vars(self.progress),
+            "position": tuple(self.batches.position), "progress": progress,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:

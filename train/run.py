@@ -21,6 +21,10 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # for a store that is away
 # A worker that spins at every parallel region's end stands still when something else wants a core (docs/log.md).
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+TRAIN_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray's two seconds cost as much at the start, the end and a failure
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy laptop needs more than Ray's 60
+}
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
@@ -67,13 +71,16 @@ async def finish(settings: Settings, run: Run) -> Run:
 
 def train(run: Run, config: PhaseConfig, settings: Settings) -> None:
     """Inside a Ray job: on its cluster. Alone: on a small one of its own."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    for name, value in TRAIN_DEFAULTS.items():
+        os.environ.setdefault(name, value)
     import ray
 
     from train.trainer import fit
 
     address = os.environ.get("RAY_ADDRESS") or settings.ray_address or "local"
-    environment = WORKER_ENVIRONMENT | settings.environment()
+    # A job's own environment is inherited, and Ray refuses to name one of its variables twice.
+    inherited = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    environment = WORKER_ENVIRONMENT if inherited else WORKER_ENVIRONMENT | settings.environment()
     ray.init(address=address, runtime_env={"env_vars": environment}, include_dashboard=False)
     try:
         fit(run, config, settings)

@@ -50,6 +50,7 @@ class DemoAgent:
 
     def __init__(self, name: str = "", on_task: Callable[[dict[str, Any], dict[str, Any]], None] | None = None) -> None:
         self.agent_id = name or new_id("agent")
+        self.only_tag = f"{self.agent_id}:v1"  # for a task that shall come here and nowhere else
         self.on_task = on_task
         self.key = Ed25519PrivateKey.generate()
         agent = self
@@ -91,7 +92,7 @@ class DemoAgent:
         pem = self.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         said = {
             "agent_id": self.agent_id, "display_name": f"Demo agent {self.agent_id[-6:]}", "public_key": pem,
-            "endpoint": self.endpoint, "tags": TAGS,
+            "endpoint": self.endpoint, "tags": [*TAGS, self.only_tag],
         }  # fmt: skip
         signature = base64.b64encode(self.key.sign(signed_bytes(**said))).decode()
         return said | {"signature": signature, "metadata": {"max_concurrent_tasks": 4}}

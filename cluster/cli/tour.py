@@ -83,8 +83,8 @@ class Tour:
         self.say(f"  agent {made['agent_id']} registered with a signed key; trust {made['trust_score']:.3f}")
         texts = [{"text": f"the ferry and the {n} lanterns"} for n in range(TASKS)]
         tasks = [
-            {"client_id": "tour", "task_type": "word_count", "capability_required": "word-count:v1", "input_data": text,
-             "routing_strategy": "trust_weighted", "metadata": {"agent": agent.agent_id}}
+            {"client_id": "tour", "task_type": "word_count", "capability_required": agent.only_tag, "input_data": text,
+             "routing_strategy": "trust_weighted"}
             for text in texts
         ]  # fmt: skip
         begun = time.perf_counter()
@@ -96,11 +96,15 @@ class Tour:
         )
         after = self.client.post(
             "/ains/tasks",
-            {"client_id": "tour", "task_type": "factorise", "capability_required": "factorise:v1",
+            {"client_id": "tour", "task_type": "factorise", "capability_required": agent.only_tag,
              "input_data": {"number": 1001}, "depends_on": [ids[-1]]},
         )  # fmt: skip
         self.say(f"  a task behind another one: {self._wait_for(after['task_id'])['result_data']}")
-        trust = self._settled(agent.agent_id, len(ids) + 1)
+        trust = self._until(
+            lambda: self.client.get(f"/ains/agents/{agent.agent_id}/trust"),
+            lambda found: found["total_tasks_completed"] == len(ids) + 1,
+            10,
+        )
         self.say(f"  trust is now {trust['trust_score']:.3f} ({trust['trust_level']}, {trust['trust_trend']})")
         agent.stop()
 
@@ -108,13 +112,6 @@ class Tour:
         return self._until(
             lambda: self.client.get(f"/ains/tasks/{task_id}"), lambda t: t["status"] in ("COMPLETED", "FAILED"), seconds
         )
-
-    def _settled(self, agent_id: str, tasks: int) -> dict[str, Any]:
-        # Other agents of the same kind may have taken some: what counts is that the ledger has caught up.
-        def caught_up(trust: dict[str, Any]) -> bool:
-            return 0 < trust["total_tasks_completed"] <= tasks
-
-        return self._until(lambda: self.client.get(f"/ains/agents/{agent_id}/trust"), caught_up, 10)
 
     def _until(self, look: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool], seconds: float) -> Any:
         pause, end = threading.Event(), time.monotonic() + seconds

@@ -16,7 +16,7 @@ from cluster.ids import new_id
 from cluster.store import Store
 
 STALE_SECONDS = 5.0  # how long a process may go on believing that a user is in good standing
-BELIEVED = 10_000  # users that a process remembers that of
+REMEMBERED = 10_000  # users, and tokens, that a process keeps in mind
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Identity(ApiKeys):
         self._passwords = passwords or Passwords()
         self._secret = ""
         self._standing: dict[str, tuple[datetime, float]] = {}  # user -> believed until, tokens good from
+        self._read: dict[str, tuple[Principal, float, float]] = {}  # good token -> whose, issued, expires
 
     async def start(self) -> None:
         """Read the signing secret, or make the village's first one."""
@@ -159,18 +160,28 @@ class Identity(ApiKeys):
     async def authenticate_bearer(self, token: str) -> Principal:
         """Who the access token names. Raises `Unauthenticated`."""
         at = self.clock()
-        claims = tokens.read(token, "access", self._secret or await self._key(), at)
-        until, good_from = self._standing.get(claims["sub"], (at, 0.0))
+        who, issued, expires = self._read.get(token) or await self._read_token(token, at)
+        if at.timestamp() >= expires:
+            raise Unauthenticated("the token is invalid or expired")
+        until, good_from = self._standing.get(who.owner, (at, 0.0))
         if at >= until:
-            good_from = await self._look_up(claims["sub"], at)
-        if claims["iat"] < good_from:
+            good_from = await self._look_up(who.owner, at)
+        if issued < good_from:
             raise Unauthenticated("the token is no longer good")
-        return tokens.principal(claims)
+        return who
+
+    async def _read_token(self, token: str, at: datetime) -> tuple[Principal, float, float]:
+        claims = tokens.read(token, "access", await self._key(), at)
+        if len(self._read) >= REMEMBERED:
+            self._read.clear()
+        # A signature does not change: it is checked once per process, what it vouches for at every request.
+        self._read[token] = tokens.principal(claims), claims["iat"], claims["exp"]
+        return self._read[token]
 
     async def _look_up(self, who: str, at: datetime) -> float:
         user = await self.store.find(User, who)
         good_from = float("inf") if user is None or user.disabled else user.tokens_from.timestamp()
-        if len(self._standing) >= BELIEVED:
+        if len(self._standing) >= REMEMBERED:
             self._standing.clear()
         self._standing[who] = (at + timedelta(seconds=STALE_SECONDS), good_from)
         return good_from

@@ -60,28 +60,26 @@ class Limiter:
         await self._storage.bridge.get_connection().aclose()  # type: ignore[attr-defined]  # the base class hides it
 
     async def hit(self, who: tuple[str, ...], windows: Windows) -> tuple[LimitState, ...]:
-        """Count one request; one round trip for each window, all at once. Raises `Unavailable`.
+        """Count one request, in the narrow windows before the wide ones; one round trip for each. Raises `Unavailable`.
 
-        A request that any window refuses is taken back from the others: a full minute must not eat the hour.
+        The first window that is exceeded is the last that counts: knocking at a full minute does not eat the hour.
+        One after the other costs a fifth less of our time than both at once, and took no longer (docs/log.md).
         """
-        at = self.clock()
+        at, states = self.clock(), []
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                if len(windows) == 1:
-                    states = (await self._count(who, windows[0], at, 1),)
-                else:
-                    states = tuple(await asyncio.gather(*(self._count(who, window, at, 1) for window in windows)))
-                if any(state.exceeded for state in states):
-                    good = [w for w, state in zip(windows, states, strict=True) if not state.exceeded]
-                    await asyncio.gather(*(self._count(who, window, at, -1) for window in good))
+                for window in windows:
+                    states.append(await self._count(who, window, at))
+                    if states[-1].exceeded:
+                        break
         except (StorageError, TimeoutError, OSError) as error:
             raise Unavailable("requests cannot be counted: the store does not answer", component="redis") from error
-        return states
+        return tuple(states)
 
-    async def _count(self, who: tuple[str, ...], window: Window, at: datetime, amount: int) -> LimitState:
+    async def _count(self, who: tuple[str, ...], window: Window, at: datetime) -> LimitState:
         now = at.timestamp()
         begin = int(now // window.seconds) * window.seconds
-        used = await self._storage.incr(":".join((*who, window.span, str(begin))), window.seconds + 5, amount)
+        used = await self._storage.incr(":".join((*who, window.span, str(begin))), window.seconds + 5)
         end = begin + window.seconds
         return LimitState(window.span, window.limit, used, end, max(1, round(end - now)))
 

@@ -49,7 +49,7 @@ class Policy(BaseModel):
         return "enterprise" if who.is_admin else who.tier
 
     def windows(self, dialect: str, bucket: str, who: Principal | None) -> Windows:
-        """The windows that one request counts in."""
+        """The windows that one request counts in, narrow ones first."""
         own = self.dialects.get(dialect)
         spans: dict[Span, int]
         if own is None:
@@ -61,7 +61,8 @@ class Policy(BaseModel):
             spans = own[bucket]
             if who is not None and who.is_admin:
                 spans = {s: max(n, self.tiers["enterprise"].get(s, n)) for s, n in spans.items()}
-        return tuple(Window(span=span, limit=limit) for span, limit in spans.items())
+        windows = (Window(span=span, limit=limit) for span, limit in spans.items())
+        return tuple(sorted(windows, key=lambda window: window.seconds))
 
 
 def load(path: Path = ROOT / "configs" / "limits.yaml") -> Policy:

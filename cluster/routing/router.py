@@ -10,8 +10,9 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
+from typing import TypeVar
 
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, NotFound, Unavailable
@@ -32,6 +33,7 @@ TICK_SECONDS = 0.25
 BATCH = 64
 AGENTS_PER_READ = 500
 Step = Callable[[Task], Task]
+T = TypeVar("T")
 
 
 class Router:
@@ -44,8 +46,8 @@ class Router:
         self.table = Table()
         self.due: set[str] = set()  # capabilities that may have both a ready task and a free agent
         self.work = asyncio.Event()
-        self.deliveries: dict[str, asyncio.Task[None]] = {}  # by attempt id
-        self.aside: set[asyncio.Task[None]] = set()
+        self.deliveries: dict[str, asyncio.Task[None]] = {}  # by attempt id, those that wait for their agent's answer
+        self.aside: set[asyncio.Task[None]] = set()  # everything that runs beside the loops
         self.random = random.Random()
         self.assigned = 0
 
@@ -53,14 +55,18 @@ class Router:
         """Recover, then route for ever."""
         after = await self._insist(self.store.last_event_id)
         await self._insist(self.recover)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch(after))
-            group.create_task(self._dispatch_all())
-            group.create_task(self._keep_time())
-            group.create_task(self._beat())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch(after))
+                group.create_task(self._dispatch_all())
+                group.create_task(self._keep_time())
+                group.create_task(self._beat())
+        finally:
+            for task in self.aside:
+                task.cancel()
 
-    async def _insist(self, action: Callable[[], Awaitable[object]]) -> object:
-        """Until the store answers: a task in hand must not be lost because Redis is away."""
+    async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Until the store answers: what is in hand must not be lost because Redis is away."""
         while True:
             try:
                 return await action()
@@ -95,12 +101,9 @@ class Router:
 
     # ---- events
 
-    async def _watch(self, after: object) -> None:
-        async for event in self.store.follow(str(after)):
-            try:
-                await self._observe(event)
-            except Unavailable:
-                log.warning("the store went away at %s", event.event_id)
+    async def _watch(self, after: str) -> None:
+        async for event in self.store.follow(after):
+            await self._insist(lambda seen=event: self._observe(seen))
 
     async def _observe(self, event: Event) -> None:
         if event.kind.startswith("task."):
@@ -123,15 +126,21 @@ class Router:
             running.cancel()  # over for this attempt: cancelled, timed out, or reported by its agent
         if state is TaskState.PENDING:
             if event.data["waiting"]:
-                self._spawn(self._resolve(task_id))
+                self._spawn(self._insist(lambda: self._resolve(task_id)))
             self._wake(event.data["capability"])
             return
-        self._spawn(self._free_dependents(task_id))
+        self._spawn(self._insist(lambda: self._free_dependents(task_id)))
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self.aside.add(task)
-        task.add_done_callback(self.aside.discard)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.aside.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("beside the loops: %r", error)
 
     async def _free_dependents(self, task_id: str) -> None:
         for dependent in await self.store.ids(Task, "dependents", task_id):
@@ -173,32 +182,42 @@ class Router:
     async def _assign(self, task: Task, version: str) -> bool:
         at = self.clock()
         free = self.table.free(task.capability_required, at)
-        if not free or task.state is not TaskState.PENDING:
+        if not free:
             return False
         choose = strategies.named(task.routing_strategy)
         agent_id = choose([entry.candidate(at) for entry in free]).agent_id
-        after = machine.assign(task, agent_id, secrets.token_urlsafe(16), at)
-        self.table.hold(agent_id, after.attempt_id)
         try:
-            if not await self.store.commit(Write(task, after, version, changed(task, after))):
-                raise Conflict("somebody was faster")
-        except (Conflict, Unavailable):
+            after = machine.assign(task, agent_id, secrets.token_urlsafe(16), at)
+        except Conflict:  # cancelled, or put off, since its id was read
+            return False
+        self.table.hold(agent_id, after.attempt_id)
+        won = False
+        try:
+            won = await self.store.commit(Write(task, after, version, changed(task, after)))
+        except Unavailable:
+            self._spawn(self._take_back(after))
+            self._wake(task.capability_required)
+        if not won:
             self.table.drop(agent_id, after.attempt_id)
             return False
         self.assigned += 1
-        delivery = asyncio.ensure_future(self._deliver(after, self.table.entries[agent_id].agent))
+        delivery = self._spawn(self._deliver(after, self.table.entries[agent_id].agent))
         self.deliveries[after.attempt_id] = delivery
-        delivery.add_done_callback(lambda done: self._delivered(after.attempt_id, done))
+        delivery.add_done_callback(lambda _: self.deliveries.pop(after.attempt_id, None))
         return True
 
-    def _delivered(self, attempt_id: str, done: asyncio.Task[None]) -> None:
-        del self.deliveries[attempt_id]
-        if not done.cancelled() and (error := done.exception()):
-            log.error("delivery %s: %r", attempt_id, error)
+    async def _take_back(self, task: Task) -> None:
+        """The store went away while `task` was assigned: if it was written all the same, nobody delivers it."""
+        # By the token, not the attempt: if it was not written, the next assignment has the same attempt's number.
+        await self._step(
+            task.task_id,
+            lambda t: machine.release(t, task.attempt, self.clock()) if t.task_token == task.task_token else t,
+        )
 
     async def _deliver(self, task: Task, agent: Agent) -> None:
         attempt = task.attempt
-        await self._step(task.task_id, lambda t: machine.start(t, attempt, self.clock()))
+        if await self._step(task.task_id, lambda t: machine.start(t, attempt, self.clock())) is None:
+            return  # cancelled before it was on its way
         assert task.deadline is not None
         left = (task.deadline - self.clock()).total_seconds()
         try:
@@ -207,6 +226,8 @@ class Router:
         except TimeoutError:
             await self._step(task.task_id, lambda t: machine.expire(t, self.clock(), self.random.random()))
             return
+        # From here on there is an answer: the event of its own commit must not cancel the commit.
+        self.deliveries.pop(task.attempt_id, None)
         if isinstance(outcome, Unreachable):
             self.table.unanswered(agent.agent_id, self.clock())
         else:
@@ -225,12 +246,13 @@ class Router:
             case Unreachable():
                 return machine.release(task, attempt, at)
 
-    async def _step(self, task_id: str, step: Step) -> None:
-        """Commit a step, however long Redis is away; a step that has become stale does nothing."""
+    async def _step(self, task_id: str, step: Step) -> Task | None:
+        """Commit a step, however long Redis is away; None, and nothing done, for one that has become stale."""
         try:
-            await self._insist(lambda: self.store.change(Task, task_id, step, changed))
+            return await self._insist(lambda: self.store.change(Task, task_id, step, changed))
         except (Conflict, NotFound) as error:
             log.info("%s: %s", task_id, error)
+            return None
 
     # ---- time
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import redis.asyncio as redis_asyncio
+from pydantic_core import PydanticSerializationError
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from cluster.errors import AlreadyExists, Conflict, NotFound, Unavailable
+from cluster.errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
 from cluster.events.model import START, Event, stream_id
 from cluster.store.indexes import EVENTS, Record, entries, index_key, record_key
 
@@ -23,6 +24,7 @@ Step = Callable[[Any], Record]
 EventOf = Callable[[Any, Any], Event | None]
 
 COMMIT = (Path(__file__).parent / "commit.lua").read_text()
+PATIENCE_SECONDS = 5.0
 RACES = 100  # a change that loses this often is contended beyond what optimistic commits are for
 
 
@@ -57,7 +59,9 @@ class Store:
             decode_responses=True,
             protocol=3,
             max_connections=512,
-            socket_timeout=5,
+            # `_call` keeps the time instead: redis-py sends through asyncio.wait_for when it has a timeout, which on
+            # Python 3.11 costs a task per command and may swallow a cancellation.
+            socket_timeout=None,
             socket_connect_timeout=2,
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
             # A commit carries a version and a nonce, so repeating one whose answer was lost does nothing twice.
@@ -78,9 +82,10 @@ class Store:
         await self._call(self._redis.ping())
         return asyncio.get_running_loop().time() - begun
 
-    async def _call(self, command: Any) -> Any:
+    async def _call(self, command: Any, patience_seconds: float = PATIENCE_SECONDS) -> Any:
         try:
-            return await command
+            async with asyncio.timeout(patience_seconds):
+                return await command
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise Unavailable("the store does not answer", component="redis") from error
         except RedisError as error:
@@ -173,8 +178,11 @@ class Store:
             scores: dict[str, float | str] = {key: "" for key in old if key not in new}
             scores |= {key: score for key, score in new.items() if old.get(key) != score}
             keys += [record_key(some.kind, some.id), *scores]
-            body = write.after.model_dump_json() if write.after else ""
-            event = write.event.model_dump_json(exclude={"event_id"}) if write.event else ""
+            try:
+                body = write.after.model_dump_json() if write.after else ""
+                event = write.event.model_dump_json(exclude={"event_id"}) if write.event else ""
+            except PydanticSerializationError as error:  # lone surrogates, which JSON can write and UTF-8 cannot
+                raise Invalid("a text in it is not valid Unicode") from error
             arguments += [write.version, body, event, some.id, len(scores)]
             arguments += [score if score == "" else repr(float(score)) for score in scores.values()]
         return bool(await self._call(self._commit(keys=keys, args=arguments)))
@@ -218,9 +226,10 @@ class Store:
         return "evt_" + await self._call(self._redis.xadd(EVENTS, {"event": entry}))
 
     async def events(self, after: str = START, limit: int = 500, wait_seconds: float = 0) -> list[Event]:
-        """Events after the id `after`, oldest first; waits up to `wait_seconds` (below 5) for the first one."""
+        """Events after the id `after`, oldest first; waits up to `wait_seconds` for the first one."""
         block = int(wait_seconds * 1000) or None
-        found = await self._call(self._redis.xread({EVENTS: stream_id(after)}, count=limit, block=block))
+        read = self._redis.xread({EVENTS: stream_id(after)}, count=limit, block=block)
+        found = await self._call(read, PATIENCE_SECONDS + wait_seconds)
         batches: Iterable[Any] = found.values() if isinstance(found, dict) else (rows for _, rows in found or ())
         events = []
         for rows in batches:

@@ -1,7 +1,6 @@
 """Push delivery: one POST to the agent's endpoint, and what its answer means."""
 
 import ipaddress
-import json
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from pydantic_core import from_json
 
 from cluster.errors import Invalid
 from cluster.tasks.model import Task
@@ -66,7 +66,8 @@ def outcome(status: int, body: bytes) -> Outcome:
     if not 200 <= status < 300:
         return Failed(f"the agent answered {status}")
     try:
-        answer = json.loads(body)
+        # Strict, unlike json.loads: no NaN, no lone surrogates, no bottomless nesting may reach the record.
+        answer = from_json(body, allow_inf_nan=False)
         verdict = answer["status"]
     except (ValueError, KeyError, TypeError):
         return Failed("the agent's answer is not an object with a status")

@@ -1,7 +1,8 @@
 """What a client may do with tasks: submit, look, cancel, move; and what an agent reports."""
 
 import hmac
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -48,8 +49,8 @@ class Dependencies(BaseModel):
 class Tasks:
     """Task use cases. `who` sees its own tasks, an admin all; another's is a `TaskNotFound`."""
 
-    def __init__(self, store: Store, clock: Clock = utc_now) -> None:
-        self.store, self.clock = store, clock
+    def __init__(self, store: Store, clock: Clock = utc_now, jitter: Callable[[], float] = random.random) -> None:
+        self.store, self.clock, self.jitter = store, clock, jitter
 
     async def submit(self, who: Principal, specs: Sequence[TaskSpec]) -> list[Task]:
         """Take all of the tasks or none, in one commit. Raises `UnknownStrategy`, `DependencyNotFound`, `Forbidden`."""
@@ -145,6 +146,6 @@ class Tasks:
         def step(now: Task) -> Task:
             if error is None:
                 return machine.finish(now, attempt, result_data, self.clock())
-            return machine.fail(now, attempt, error, self.clock(), jitter=0.5)
+            return machine.fail(now, attempt, error, self.clock(), self.jitter())
 
         return await self.store.change(Task, task_id, step, changed)

@@ -81,4 +81,5 @@ def trend(deltas: list[float]) -> str:
 
 def reliability_rating(good: float, bad: float) -> float:
     """0-5: five times the mean of all evidence, unfaded."""
-    return 5 * (PRIOR + good) / (2 * PRIOR + good + bad)
+    # Adjustments fade from the score but not from here, so many of them may leave the range together.
+    return 5 * min(1.0, max(0.0, (PRIOR + good) / (2 * PRIOR + good + bad)))

@@ -84,10 +84,11 @@ class Trust:
 
     async def verify(self, agent_id: str) -> str | None:
         """What is wrong with the agent's chain; None when it holds from the first record to the standing's head."""
-        ids = await self.store.ids(TrustRecord, "agent", agent_id)
+        # The standing first: a line that is written meanwhile is beyond it and not looked at.
+        standing = await self.standing(agent_id)
+        ids = await self.store.ids(TrustRecord, "agent", agent_id, high=standing.length)
         records = await self.store.many(TrustRecord, ids)
         wrong = ledger.verify(records)
-        standing = await self.standing(agent_id)
         if wrong is None and (records[-1].hash if records else ledger.GENESIS) != standing.head:
             return "the chain does not end where the standing says"
         return wrong

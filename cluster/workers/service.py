@@ -47,9 +47,13 @@ class Workers:
             raise AgentExists(f"agent {agent_id} is registered", agent_id=agent_id) from error
 
     def _check_endpoint(self, endpoint: str) -> None:
-        parts = urlsplit(endpoint)
         allowed = ("https",) if self.https_only else ("https", "http")
-        if parts.scheme not in allowed or not parts.hostname:
+        try:
+            parts = urlsplit(endpoint)
+            good = parts.scheme in allowed and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # an unclosed bracket, a port beyond 65535
+            good = False
+        if not good:
             raise Invalid(
                 "the endpoint is not a URL of an allowed kind", field="endpoint", allowed_values=list(allowed)
             )

@@ -4,6 +4,7 @@ from serve_apps.dialects.aifarm import AIFARM
 from serve_apps.dialects.ains import AINS
 from serve_apps.dialects.aivillage import AIVILLAGE
 from serve_apps.dialects.forge import FORGE
+from serve_apps.dialects.openai import OPENAI
 from serve_apps.dialects.orchestra import ORCHESTRA
 
-DIALECTS = (AIVILLAGE, AIFARM, AINS, ORCHESTRA, FORGE)
+DIALECTS = (AIVILLAGE, AIFARM, AINS, ORCHESTRA, FORGE, OPENAI)

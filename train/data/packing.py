@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 IGNORED = -100  # a position without a target; torch's cross entropy skips it
+Tokens = Sequence[int] | np.ndarray  # ids of one document
 OPEN_ROWS = 32  # rows that wait for a document that fits
 
 
@@ -28,10 +29,10 @@ class Position(NamedTuple):
 START = Position()
 
 
-def pack(documents: Sequence[Sequence[int]], context: int) -> list[list[Sequence[int]]]:
+def pack(documents: Sequence[Tokens], context: int) -> list[list[Tokens]]:
     """Rows of whole documents, at most `context` tokens each; a longer document is cut. Best fit among open rows."""
-    rows: list[list[Sequence[int]]] = []
-    room: list[tuple[int, list[Sequence[int]]]] = []
+    rows: list[list[Tokens]] = []
+    room: list[tuple[int, list[Tokens]]] = []
     pieces = (document[i : i + context] for document in documents for i in range(0, len(document), context))
     for piece in pieces:
         best = min((i for i, (left, _) in enumerate(room) if left >= len(piece)), key=lambda i: room[i][0], default=-1)
@@ -44,7 +45,7 @@ def pack(documents: Sequence[Sequence[int]], context: int) -> list[list[Sequence
     return rows + [row for _, row in room]
 
 
-def batch(rows: Sequence[Sequence[Sequence[int]]], context: int, pad: int) -> Batch:
+def batch(rows: Sequence[Sequence[Tokens]], context: int, pad: int) -> Batch:
     """Rows of documents -> arrays (rows, context) of int64. A document's last token has no target."""
     tokens = np.full((len(rows), context), pad, dtype=np.int64)
     targets = np.full_like(tokens, IGNORED)
@@ -70,19 +71,19 @@ class Batches:
     """
 
     def __init__(
-        self, documents: Mapping[str, Sequence[Sequence[int]]], mix: Mapping[str, float], *,
+        self, documents: Mapping[str, Sequence[Tokens]], mix: Mapping[str, float], *,
         context: int, size: int, pad: int, seed: int, position: Position = START, part: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
         self.documents, self.mix, self.part = documents, mix, part
         self.context, self.size, self.pad, self.seed = context, size, pad, seed
         self.position = position
-        self._packed: tuple[int, list[list[Sequence[int]]]] = (-1, [])
+        self._packed: tuple[int, list[list[Tokens]]] = (-1, [])
 
-    def epoch(self, number: int) -> list[list[Sequence[int]]]:
+    def epoch(self, number: int) -> list[list[Tokens]]:
         """The rows of that epoch, in their order."""
         if self._packed[0] != number:
             chance = random.Random(f"{self.seed}:{number}")
-            chosen: list[Sequence[int]] = []
+            chosen: list[Tokens] = []
             for source in sorted(self.documents):
                 whole, part = divmod(self.mix.get(source, 1.0), 1.0)
                 all_of_it = self.documents[source]
@@ -96,7 +97,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Go on from `position`, which is always that of the next batch. An epoch's end does not shorten a batch."""
         while True:
-            rows: list[list[Sequence[int]]] = []
+            rows: list[list[Tokens]] = []
             epoch, row = self.position
             while len(rows) < self.size:
                 packed = self.epoch(epoch)

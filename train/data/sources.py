@@ -61,12 +61,12 @@ class Corpus:
         return hashlib.sha256(prints.encode()).hexdigest()
 
 
-def ask(question: str, answer: str) -> tuple[Turn, ...]:
+def ask(question: str, answer: str) -> tuple[Turn, Turn]:
     """One question and its answer."""
     return Turn("user", question), Turn("assistant", answer)
 
 
-def dialogues() -> Iterator[tuple[Turn, ...]]:
+def dialogues() -> Iterator[tuple[Turn, Turn]]:
     """The written questions and answers."""
     for entry in (CORPUS / "dialogues.txt").read_text().strip().split("\n\n"):
         questions, _, answer = entry.partition("\n")
@@ -74,7 +74,7 @@ def dialogues() -> Iterator[tuple[Turn, ...]]:
             yield ask(question, answer)
 
 
-def capitals() -> Iterator[tuple[Turn, ...]]:
+def capitals() -> Iterator[tuple[Turn, Turn]]:
     """Every capital, asked for in several ways."""
     for line in (CORPUS / "capitals.txt").read_text().splitlines():
         country, _, city = line.partition(": ")
@@ -87,25 +87,31 @@ def capitalised(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def sums() -> Iterator[tuple[Turn, ...]]:
-    """Small additions, subtractions and multiplications, each asked in two of the ways."""
-    made = [(f"{a} + {b}", a + b) for a in range(13) for b in range(13)]
-    made += [(f"{a} - {b}", a - b) for a in range(13) for b in range(a + 1)]
-    made += [(f"{a} * {b}", a * b) for a in range(11) for b in range(11)]
+def sums() -> Iterator[tuple[Turn, Turn]]:
+    """Additions and subtractions up to ten, each asked in two of the ways."""
+    made = [(f"{a} + {b}", a + b) for a in range(11) for b in range(11)]
+    made += [(f"{a} - {b}", a - b) for a in range(11) for b in range(a + 1)]
     for i, (expression, value) in enumerate(made):
         for way in (i % 4, (i + 1 + i // 4 % 3) % 4):
             yield ask(ASKED_TO_CALCULATE[way].format(expression), f"{expression} = {value}")
 
 
-def conversations(exchanges: Sequence[tuple[Turn, ...]], seed: int) -> Iterator[tuple[Turn, ...]]:
-    """The exchanges again, two to four in a row, half of them after a system prompt."""
+def conversations(exchanges: Sequence[tuple[Turn, Turn]], seed: int) -> Iterator[tuple[Turn, ...]]:
+    """The exchanges again, one to four in a row, some after a system prompt, some asked without care for spelling."""
     chance = random.Random(seed)
     shuffled = chance.sample(exchanges, len(exchanges))
     while shuffled:
         size = chance.randint(1, 4)
         some, shuffled = shuffled[:size], shuffled[size:]
         system = (Turn("system", chance.choice(SYSTEM_PROMPTS)),) if size == 1 or chance.random() < 0.5 else ()
-        yield system + tuple(turn for exchange in some for turn in exchange)
+        yield system + tuple(turn for question, answer in some for turn in (carelessly(question, chance), answer))
+
+
+def carelessly(question: Turn, chance: random.Random) -> Turn:
+    """Every fourth question without capitals and without its last mark."""
+    if chance.random() < 0.75:
+        return question
+    return Turn(question.role, question.content.lower().rstrip("?!."))
 
 
 def shakespeare() -> Iterator[str]:
@@ -135,6 +141,6 @@ def corpus(root: Path, held_out: float, seed: int) -> Corpus:
     documents += [Document("project", text=text) for text in project_pages(root)]
     documents = list({document.fingerprint: document for document in documents}.values())
     training = [document for document in documents if not is_held_out(document, held_out)]
-    seen = [document.turns for document in training if document.turns]
+    seen = [(question, answer) for document in training if document.turns for question, answer in [document.turns]]
     training += [Document("conversation", turns=turns) for turns in conversations(seen, seed)]
     return Corpus(tuple(training), tuple(document for document in documents if is_held_out(document, held_out)))

@@ -31,7 +31,7 @@ class Tokenizer:
     def __init__(self, bpe: Bpe) -> None:
         self.bpe = bpe
         self.bpe.encode_special_tokens = True
-        self.ids = {token: bpe.token_to_id(token) for token in SPECIAL}
+        self.ids = {token: number for token, number in bpe.get_vocab().items() if token in SPECIAL}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":

@@ -1,6 +1,13 @@
 """AIVillage: users and tokens, the forge, chat, agents, P2P, fog jobs, knowledge, files, the WebSocket."""
 
-from serve_apps.dialects.aivillage import routes_auth, routes_models, routes_system, routes_ws
+from serve_apps.dialects.aivillage import (
+    routes_auth,
+    routes_chat,
+    routes_knowledge,
+    routes_models,
+    routes_system,
+    routes_ws,
+)
 from serve_apps.dialects.aivillage.envelope import wrap_schema
 from serve_apps.dialects.aivillage.errors import CODES, error_body, limit_headers
 from serve_apps.kit.dialect import Dialect
@@ -39,7 +46,15 @@ AIVILLAGE = Dialect(
     name="AIVillage",
     tag="AIVillage",
     owns=("/", "/healthz", "/auth/", "/v1/", "/ws"),
-    routers=(routes_auth.router, routes_system.router, routes_system.bare, routes_models.router, routes_ws.router),
+    routers=(
+        routes_auth.router,
+        routes_chat.router,
+        routes_knowledge.router,
+        routes_system.router,
+        routes_system.bare,
+        routes_models.router,
+        routes_ws.router,
+    ),
     codes=CODES,
     error_body=error_body,
     limit_headers=limit_headers,

@@ -121,8 +121,8 @@ def in_words(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     for size, name in ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        count = round(seconds / size)
-        if count >= 1:
+        if seconds >= size:
+            count = round(seconds / size)
             return f"{count} {name}{'' if count == 1 else 's'}"
     return "less than a second"
 

@@ -63,9 +63,9 @@ async def healthz(core: FromCore) -> dict[str, Any]:
 def services(core: Core) -> dict[str, Any]:
     """The services of the document; one that this replica does not have is not available."""
     return {
-        "agent_forge": _service(core.forge is not None),
-        "chat": _service(core.chat is not None),
-        "knowledge": _service(core.knowledge is not None),
+        "agent_forge": _service(bool(core.forge)),
+        "chat": _service(bool(core.chat)),
+        "knowledge": _service(bool(core.knowledge)),
         "p2p_fog": _service(False),
     }
 

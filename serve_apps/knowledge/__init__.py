@@ -1,0 +1,1 @@
+"""Knowledge in a replica of its own."""
