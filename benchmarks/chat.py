@@ -23,6 +23,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +35,6 @@ from benchmarks.chat_client import Sample, measure
 from cluster.clock import iso, utc_now
 
 RESULTS = Path(__file__).parent / "results" / "chat.json"
-CELLS = [(streamed, concurrency) for streamed in (True, False) for concurrency in (1, 8, 32)]
 START_SECONDS = 240
 
 
@@ -86,10 +86,10 @@ class Peer:
         return Sample(**json.loads((await self.answer("sample ")).removeprefix("sample ")))
 
     async def __aexit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         try:
-            await asyncio.wait_for(self.process.wait(), 30)
+            await asyncio.wait_for(self.process.wait(), 60)
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
@@ -129,7 +129,7 @@ async def run(options: argparse.Namespace) -> dict[Cell, list[Sample]]:
             peer = Door(options.url, options.key, options.door_model) if name == "door" else None
             async with peer or Peer(name, options.model, options.context) as started:
                 await started.sample(True, 2, 2, options.tokens)  # the first requests pay for what is made once
-                for streamed, concurrency in CELLS:
+                for streamed, concurrency in product((True, False), options.concurrency):
                     sample = await started.sample(streamed, concurrency, options.seconds, options.tokens)
                     samples[Cell(name, streamed, concurrency)].append(sample)
                     how = "stream" if streamed else "whole"
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a checkpoint with a chat template")
     parser.add_argument("--peers", default="bare,bare-tuned,vllm-serve,ray-serve,ours,door")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrency", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each cell")
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--context", type=int, default=512, help="tokens that every peer is started with")
@@ -186,10 +187,12 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     for row in sorted(rows, key=lambda row: (not row["streamed"], row["concurrency"], row["peer"])):
-        speed, first = row["tokens_per_second"], row["first_ms"]
-        print(f"{'stream' if row['streamed'] else 'whole':6} x{row['concurrency']:<2} {row['peer']:10} "
-              f"{speed['median']:7.0f} tok/s ({speed['min']:.0f}..{speed['max']:.0f})  first {first['median']:7.1f} ms "
-              f"({first['min']:.1f}..{first['max']:.1f})  {row['cpu_us_per_token']['median']:6.0f} us/token  errors {row['errors']}")  # fmt: skip
+        speed, first, cost = row["tokens_per_second"], row["first_ms"], row["cpu_us_per_token"]["median"]
+        print(
+            f"{'stream' if row['streamed'] else 'whole':6} x{row['concurrency']:<2} {row['peer']:10} "
+            f"{speed['median']:7.0f} tok/s ({speed['min']:.0f}..{speed['max']:.0f})  first {first['median']:7.1f} ms "
+            f"({first['min']:.1f}..{first['max']:.1f})  {cost:6.0f} us/token  errors {row['errors']}"
+        )
 
 
 if __name__ == "__main__":

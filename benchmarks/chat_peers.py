@@ -1,9 +1,11 @@
-"""The servers that benchmarks/chat.py starts: `python -m benchmarks.chat_peers NAME MODEL CONTEXT` until terminated."""
+"""The servers that benchmarks/chat.py starts: `python -m benchmarks.chat_peers NAME MODEL CONTEXT`.
+
+Each ends, with all its processes, at the end of its standard input: also when whoever started it was killed.
+"""
 
 import asyncio
 import json
 import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -32,6 +34,11 @@ def free_port() -> int:
 def ready(url: str, model: str, key: str = "-") -> None:
     """Tell who started us."""
     print(f"ready {url} {model} {key}", flush=True)
+
+
+async def told_to_end() -> None:
+    """Return at the end of standard input."""
+    await asyncio.to_thread(sys.stdin.read)
 
 
 async def bare(model: str, context: int, tuned: bool) -> None:
@@ -89,6 +96,7 @@ async def bare(model: str, context: int, tuned: bool) -> None:
         took = time.perf_counter() - begun
         sample = Sample(produced / took, statistics.median(firsts) * 1000, len(firsts), 0, produced)
         print("sample " + json.dumps(asdict(sample)), flush=True)
+    await asyncio.to_thread(llm.shutdown, 10)
 
 
 async def answering(url: str) -> None:
@@ -116,11 +124,10 @@ async def vllm_serve(model: str, context: int) -> None:
     try:
         await answering(f"http://127.0.0.1:{port}/v1")
         ready(f"http://127.0.0.1:{port}/v1", "m")
-        await process.wait()
+        await told_to_end()
     finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
+        process.terminate()
+        await process.wait()
 
 
 def ray_serve(model: str, context: int) -> None:
@@ -143,7 +150,7 @@ def ray_serve(model: str, context: int) -> None:
     serve.run(build_openai_app({"llm_configs": [config]}))
     asyncio.run(answering(f"http://127.0.0.1:{port}/v1"))
     ready(f"http://127.0.0.1:{port}/v1", "m")
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    sys.stdin.read()
     ray.shutdown()
 
 
@@ -151,11 +158,18 @@ async def ours(model: str) -> None:
     """Our gateway with the engine in this process, on a TCP port and a private Redis; profiled with BENCH_PROFILE."""
     import uvicorn
 
+    from cluster.clock import utc_now
+    from cluster.identity.service import Identity
+    from cluster.limits import policy
+    from cluster.limits.limiter import Limiter
     from cluster.settings import Settings
-    from cluster.store import server
-    from serve_apps.chat.build import build_engine
-    from serve_apps.compose import build_core
+    from cluster.store import Store, server
+    from serve_apps.chat.build import build_chat, build_engine
+    from serve_apps.core import Core
     from serve_apps.gateway import build_gateway
+    from serve_apps.kit.hub import Hub
+    from serve_apps.kit.readiness import Readiness
+    from train.models import Models
 
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         home = Path(name)
@@ -165,7 +179,13 @@ async def ours(model: str) -> None:
             while not (home / "redis.sock").exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             engine = build_engine(settings)
-            core = await build_core(settings, engine, None)
+            store = Store(settings.redis)
+            models = Models(store, utc_now)
+            core = Core(
+                settings=settings, store=store, identity=Identity(store), hub=Hub(store), models=models,
+                limiter=Limiter(settings.redis, policy.load()), readiness=Readiness({}),
+                chat=await build_chat(settings, store, models, engine),
+            )  # fmt: skip
             await core.start()
             await core.identity.create_user("bench", "bench-password", frozenset({"admin"}), "enterprise")
             key = (await core.identity.token("bench", "bench-password")).access_token
@@ -179,7 +199,10 @@ async def ours(model: str) -> None:
             while not door.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.01)
             ready(f"http://127.0.0.1:{port}/openai/v1", "default", key)
+            await told_to_end()
+            door.should_exit = True
             await serving
+            await engine.close()
         finally:
             redis.kill()
 
@@ -202,7 +225,7 @@ def main() -> None:
         return
     import cProfile
 
-    profiler = cProfile.Profile()
+    profiler = cProfile.Profile(time.thread_time)  # processor time of this thread: other load does not show
     profiler.enable()
     try:
         uvloop.run(peer())

@@ -60,6 +60,16 @@ class Settings(BaseSettings):
         return self.redis_url or f"unix://{self.run_dir}/redis.sock"
 
     @property
+    def ray(self) -> str:
+        """Where the Ray cluster's control store answers."""
+        return self.ray_address or f"127.0.0.1:{self.ray_port}"
+
+    @property
+    def dashboard(self) -> str:
+        """Where the cluster's job server and Serve's REST API answer: on the head node."""
+        return f"http://{self.ray.rpartition(':')[0]}:{self.dashboard_port}"
+
+    @property
     def url(self) -> str:
         """Where the gateway answers."""
         return f"http://{self.host}:{self.port}"

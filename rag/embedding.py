@@ -1,7 +1,7 @@
 """Text to vectors: all-MiniLM-L6-v2 (arXiv:2002.10957, tuned for sentences) on the CPU.
 
 The six BERT layers are written out over torch alone: importing transformers for them costs 4.5 s and 260 MB more,
-sentence-transformers as much again, and neither is faster (`benchmarks/results/retrieval.json`).
+sentence-transformers as much again, and neither is faster (`benchmarks/results/embedders.json`).
 """
 
 import importlib.util

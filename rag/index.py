@@ -168,14 +168,16 @@ class ChunkIndex:
         query = self._chunks.query().nearest_to(vector).distance_type("dot").refine_factor(10).ef(4 * limit)
         where = predicate(scope)
         query = (query.where(where) if where else query).select([*FOUND, "_distance"]).limit(limit)
-        return [_hit(row, 1.0 - row["_distance"]) for row in (await query.to_arrow()).to_pylist()]
+        found = await query.to_arrow()
+        return _hits(found, 1.0 - found["_distance"].to_numpy())
 
     async def matching(self, text: str, scope: Scope, limit: int) -> list[Hit]:
         """The chunks that hold words of `text`, best first; `score` is BM25's."""
         query = self._chunks.query().nearest_to_text(text, columns="terms")
         where = predicate(scope)
         query = (query.where(where) if where else query).select([*FOUND, "_score"]).limit(limit)
-        return [_hit(row, row["_score"]) for row in (await query.to_arrow()).to_pylist()]
+        found = await query.to_arrow()
+        return _hits(found, found["_score"].to_numpy())
 
     async def naming(
         self, entities: Sequence[str], scope: Scope, but: str
@@ -193,12 +195,9 @@ class ChunkIndex:
 
     async def revisions(self) -> dict[tuple[str, str], datetime]:
         """Every (document, revision) that has rows, and when they were written."""
-        found: dict[tuple[str, str], datetime] = {}
-        for table in (self._documents, self._chunks):
-            rows = await table.query().select(["document_id", "revision", "written_at"]).to_arrow()
-            names = zip(rows["document_id"].to_pylist(), rows["revision"].to_pylist(), strict=True)
-            found.update(zip(names, rows["written_at"].to_pylist(), strict=True))
-        return found
+        columns = ["document_id", "revision", "written_at"]
+        tables = [await table.query().select(columns).to_arrow() for table in (self._documents, self._chunks)]
+        return await asyncio.to_thread(_distinct, tables)
 
     async def upkeep(self, force: bool = False) -> bool:
         """Join small files, index what is new, forget old versions; whether it was time for that."""
@@ -242,12 +241,23 @@ def predicate(scope: Scope) -> str:
     return " AND ".join(parts)
 
 
-def _hit(row: dict[str, Any], score: float) -> Hit:
-    vector = None if row["vector"] is None else np.asarray(row["vector"], dtype=np.float32)
-    fields = {name: row[name] for name in FOUND if name != "terms"}
-    return Hit(
-        **fields | {"text": _text(row), "entities": tuple(row["entities"]), "vector": vector}, score=float(score)
-    )
+def _hits(found: pa.Table, scores: NDArray[Any]) -> list[Hit]:
+    column = found["vector"].combine_chunks()
+    # Row by row a vector would become 384 Python numbers; flattened, the rows without one are left out.
+    vectors = iter(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size))
+    has_vector = column.is_valid().to_pylist()
+    hits = []
+    for row, has, score in zip(found.drop_columns(["vector"]).to_pylist(), has_vector, scores, strict=True):
+        fields = {name: row[name] for name in FOUND if name not in ("terms", "vector", "entities")}
+        vector = next(vectors) if has else None
+        hits.append(Hit(**fields, text=_text(row), entities=tuple(row["entities"]), vector=vector, score=float(score)))
+    return hits
+
+
+def _distinct(tables: list[pa.Table]) -> dict[tuple[str, str], datetime]:
+    rows = pa.concat_tables(tables).group_by(["document_id", "revision"]).aggregate([("written_at", "max")])
+    names = zip(rows["document_id"].to_pylist(), rows["revision"].to_pylist(), strict=True)
+    return dict(zip(names, rows["written_at_max"].to_pylist(), strict=True))
 
 
 def _text(row: dict[str, Any]) -> str:

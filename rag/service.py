@@ -246,7 +246,8 @@ class Knowledge:
 
     async def _tidy(self) -> None:
         try:
-            await self.index.upkeep()
+            if await self.index.upkeep():
+                await self.reconcile()
         except Exception:
             # The index answers without it, only slower; the next write tries again.
             log.exception("the upkeep of the index failed")

@@ -26,7 +26,7 @@ PARTS = ("router", "ledger", "forge", "chat", "knowledge")  # each beats in the 
 
 def build_forge(settings: Settings, store: Store) -> Forge:
     """Training, with Ray jobs as its processes."""
-    launcher = RayLauncher(f"http://127.0.0.1:{settings.dashboard_port}")
+    launcher = RayLauncher(settings.dashboard)
     return Forge(store, launcher, settings, utc_now, Models(store, utc_now))
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import runtime
+from cluster import supervisor
 from cluster.cli import status as status_table
 from cluster.cli import tour as guided
 from cluster.cli.agent import TAGS, DemoAgent
 from cluster.cli.client import Client, Refused
 from cluster.processes import AlreadyUp
-from cluster.runtime import CannotStart
 from cluster.settings import Settings
+from cluster.supervisor import CannotStart
 
 Told = argparse.Namespace
 console = Console(highlight=False)
@@ -32,7 +32,7 @@ def say(text: str) -> None:
 def up(settings: Settings, _: Told) -> int:
     """Run the village here until Ctrl-C."""
     try:
-        return runtime.Village(settings, say).up()
+        return supervisor.Village(settings, say).up()
     except AlreadyUp as error:
         say(str(error))
         return 0
@@ -43,7 +43,7 @@ def up(settings: Settings, _: Told) -> int:
 
 def down(settings: Settings, _: Told) -> int:
     """End the village of this home."""
-    return runtime.end(settings, say)
+    return supervisor.end(settings, say)
 
 
 def status(settings: Settings, _: Told) -> int:

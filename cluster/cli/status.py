@@ -7,7 +7,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from cluster import processes, runtime
+from cluster import processes, supervisor
 from cluster.settings import Settings
 
 MIB = 1 << 20
@@ -55,11 +55,11 @@ def memory_mb(process: psutil.Process) -> float:
 
 def show(settings: Settings, console: Console) -> int:
     """Print the table; 0 when the village is ready."""
-    holder = processes.holder(runtime.lock_path(settings))
+    holder = processes.holder(supervisor.lock_path(settings))
     if holder is None:
         console.print(f"no village is up in {settings.home}")
         return 3
-    ready = runtime.readiness(settings)
+    ready = supervisor.readiness(settings)
     parts: dict[str, list[psutil.Process]] = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         parts["supervisor"] = [psutil.Process(holder["pid"])]
@@ -68,8 +68,8 @@ def show(settings: Settings, console: Console) -> int:
     table = Table("part", "processes", "pids", "memory MB", "where", title=f"village in {settings.home}")
     where = {
         "front door": f"{settings.url}, farm port {settings.farm_port}", "redis": settings.redis,
-        "ray dashboard and jobs": f"http://127.0.0.1:{settings.dashboard_port}",
-        "ray control store": runtime.ray_address(settings),
+        "ray dashboard and jobs": settings.dashboard,
+        "ray control store": settings.ray,
     }  # fmt: skip
     total = 0.0
     for part, members in sorted(parts.items()):

@@ -87,7 +87,7 @@ class Table:
         entry = self.entries.get(agent_id)
         if entry is None:
             return None
-        seconds = min(FIRST_REST_SECONDS * 2**entry.silent, MAX_REST_SECONDS)
+        seconds = min(FIRST_REST_SECONDS * 2 ** min(entry.silent, 16), MAX_REST_SECONDS)
         entry.silent += 1
         entry.rests_until = at + timedelta(seconds=seconds)
         return entry.rests_until

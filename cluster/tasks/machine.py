@@ -119,7 +119,7 @@ def _again(task: Task, event: TaskEvent, error: str, at: datetime, jitter: float
 
 def backoff_seconds(retries: int, jitter: float) -> float:
     """`min(2^n, 60)` s, of which up to a half is jitter, so that many that failed together return apart."""
-    return min(2.0**retries, MAX_BACKOFF_SECONDS) * (0.5 + 0.5 * jitter)
+    return min(2.0 ** min(retries, 10), MAX_BACKOFF_SECONDS) * (0.5 + 0.5 * jitter)
 
 
 def wake(task: Task, at: datetime) -> Task:

@@ -99,7 +99,8 @@ def append(
     before = score.faded(standing.evidence, at)
     after = score.observe(standing.evidence, good, bad, at)
     number = standing.length + 1
-    name = hashlib.sha256(f"{standing.standing_id}/{number}/{standing.head}".encode()).hexdigest()[:24]
+    # The number first: lines of one instant stand in an index in the order of their ids.
+    name = f"{number:08x}{hashlib.sha256(f'{standing.standing_id}/{number}/{standing.head}'.encode()).hexdigest()[:16]}"
     line = TrustRecord(
         trust_record_id=f"rec_{name}", agent_id=standing.standing_id, number=number, event_type=event, task_id=task_id,
         good=good, bad=bad, before=before.mean, after=after.mean, reason=reason, by=by, created_at=at,

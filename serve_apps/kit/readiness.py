@@ -3,12 +3,24 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
+from cluster.clock import Clock, utc_now
+from cluster.presence import Presence
 from cluster.store import Store
 
 Probe = Callable[[], Awaitable[object]]  # raises, or returns something false, where the part is not ready
 
 TIMEOUT_SECONDS = 2.0
 FRESH_SECONDS = 1.0
+
+
+def heartbeat(store: Store, name: str, clock: Clock = utc_now) -> Probe:
+    """Whether the part `name` gave a sign of life lately."""
+
+    async def probe() -> bool:
+        found = await store.find(Presence, name)
+        return found is not None and found.alive(clock())
+
+    return probe
 
 
 def reachable(store: Store) -> Probe:

@@ -41,7 +41,7 @@ def save_llama(model: Llama, shape: Shape, tokenizer: Tokenizer, folder: Path) -
     ids = tokenizer.ids
     tokens = {"bos_token_id": ids[BEGIN], "eos_token_id": ids[END], "pad_token_id": ids[PAD]}
     write_json(folder / "config.json", hf_config(shape, tokens))
-    write_json(folder / "generation_config.json", {**tokens, "do_sample": True, "temperature": 0.7, "top_p": 0.9})
+    write_json(folder / "generation_config.json", {**tokens, "do_sample": True, "temperature": 0.2, "top_p": 0.9})
     tokenizer.save(folder, shape.context)
 
 

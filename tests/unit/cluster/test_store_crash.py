@@ -1,5 +1,7 @@
 import asyncio
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
@@ -18,6 +20,14 @@ class Counter(Record):
     kind: ClassVar[str] = "counter"
     counter_id: str
     value: int = 0
+
+
+SLOW_DISK = """
+#include <unistd.h>
+#include <sys/syscall.h>
+int fdatasync(int fd) { usleep(600000); return syscall(SYS_fdatasync, fd); }
+int fsync(int fd) { usleep(600000); return syscall(SYS_fsync, fd); }
+"""
 
 
 class Server:
@@ -62,6 +72,12 @@ def cut(file: Path) -> None:
     """As a write that was cut by the kill."""
     with open(file, "ab") as half:
         half.write(b"*3\r\n$3\r\nSET\r\n$1")
+
+
+def compiled(text: str, folder: Path) -> Path:
+    (folder / "slow.c").write_text(text)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "slow.so", folder / "slow.c"], check=True)
+    return folder / "slow.so"
 
 
 def counted(_: Counter, after: Counter) -> Event:
@@ -127,4 +143,28 @@ async def test_a_truncated_append_only_file_does_not_keep_the_server_from_starti
     await answers(private.url)
     store = Store(private.url)
     assert (await store.get(Counter, "a")).value == 7
+    await store.close()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="plays a slow disk with a few lines of C")
+async def test_a_slow_disk_costs_no_acknowledged_write(
+    private: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The bug: while the disk flushes, `appendfsync everysec` acknowledges what only the server's memory has.
+    library = compiled(SLOW_DISK, tmp_path)
+    private.kill()
+    store, counter = Store(private.url), Counter(counter_id="a")
+    for seconds in (1.3, 0.2, 0.3):
+        with monkeypatch.context() as patch:
+            patch.setenv("LD_PRELOAD", str(library))
+            private.start()
+        await answers(private.url)
+        until = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < until:
+            counter = await store.upsert(counter, lambda c: c.model_copy(update={"value": c.value + 1}))
+        private.kill()
+    private.start()
+    await answers(private.url)
+    assert (await store.get(Counter, "a")).value == counter.value
+    server.flush(private.folder / "data")
     await store.close()

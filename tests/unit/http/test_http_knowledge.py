@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 from http_harness import Client
+from scripted_engine import ScriptedEngine
 
 from rag.calibration import load
 from rag.embedding import MiniLM
 from rag.index import ChunkIndex
 from rag.service import Knowledge
+from serve_apps.chat.service import Chat
 from serve_apps.core import Core
 from tests.contract.shapes import mismatches
 from tests.unit.http.test_http_surface import EXAMPLES
+from train.models import Models
+from train.registry import Model, ModelState
 
 ADD, QUERY = EXAMPLES["aivillage POST /v1/knowledge"], EXAMPLES["aivillage POST /v1/query"]
 
@@ -70,3 +74,18 @@ async def test_what_breaks_a_rule_is_refused_by_its_field(client: Client, header
     refused = await client.post(path, json=body, headers=headers)
     assert (refused.status_code, refused.json()["error_code"]) == (400, "VALIDATION_ERROR")
     assert refused.json()["details"]["field"] == field
+
+
+@pytest.mark.parametrize(("parameters", "mode"), [(8_000_000_000, "generative"), (5_800_000, "extractive")])
+async def test_the_served_model_writes_only_if_it_is_good_enough(client: Client, core: Core, headers, parameters, mode):
+    served = Model(
+        model_id="model_served", name="seedling", owner="user_village", public=True, state=ModelState.COMPLETED,
+        path="/models/served", digest="sha256:00", context_length=4096, parameters=parameters,
+        metrics={"held_out_loss": 2.5}, created_at=core.clock(),
+    )  # fmt: skip
+    await core.store.create(served)
+    core.chat = Chat(core.store, Models(core.store, core.clock), ScriptedEngine(), core.clock)
+    await client.post("/v1/knowledge", json={"content": "The gate opens at nine."}, headers=headers)
+    data = (await client.post("/v1/query", json={"query": "When does the gate open?"}, headers=headers)).json()["data"]
+    assert data["metadata"]["answer_mode"] == mode and "seedling" in data["metadata"]["answer_mode_reason"]
+    assert (data["answer"] == "The gate opens at nine. [1]") is (mode == "extractive")

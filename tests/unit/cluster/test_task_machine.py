@@ -1,0 +1,227 @@
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cluster.clock import utc_now
+from cluster.errors import Conflict, NotCancellable, StaleAttempt
+from cluster.tasks import machine
+from cluster.tasks.events import ENDED, changed, kind_of
+from cluster.tasks.machine import MAX_BACKOFF_SECONDS, NEXT, TaskEvent, advance
+from cluster.tasks.model import FINAL, HELD, Task, TaskState
+
+NOON = utc_now().replace(hour=12, minute=0, second=0, microsecond=0)
+
+
+def later(seconds: float):
+    return NOON + timedelta(seconds=seconds)
+
+
+def task(**fields) -> Task:
+    made = {
+        "task_id": "task_1", "owner": "user_1", "client_id": "c", "task_type": "t", "capability_required": "x:v1",
+        "created_at": NOON, "updated_at": NOON,
+    }  # fmt: skip
+    return Task(**made | fields)
+
+
+def running(**fields) -> Task:
+    given_out = machine.assign(task(**fields), "ada", "token", NOON)
+    return machine.start(given_out, given_out.attempt, later(1))
+
+
+def test_the_table_leaves_no_final_state():
+    assert not FINAL & {state for state, _ in NEXT} and set(TaskState) - {state for state, _ in NEXT} == FINAL
+    assert HELD | FINAL | {TaskState.PENDING} == set(TaskState) and set(ENDED) == FINAL
+
+
+@pytest.mark.parametrize("state", TaskState)
+@pytest.mark.parametrize("event", TaskEvent)
+def test_what_the_table_does_not_name_is_a_conflict(state, event):
+    if (state, event) in NEXT:
+        assert advance(task(state=state), event, NOON).state is NEXT[state, event]
+    else:
+        with pytest.raises(NotCancellable if event is TaskEvent.CANCEL else Conflict):
+            advance(task(state=state), event, NOON)
+
+
+@pytest.mark.parametrize(
+    ("retries", "spent", "after"), [(0, 0, "FAILED"), (3, 0, "PENDING"), (3, 2, "PENDING"), (3, 3, "FAILED")]
+)
+def test_a_failure_is_retried_while_retries_are_left(retries, spent, after):
+    failed = machine.fail(running(max_retries=retries, retry_count=spent), 1, "broke", later(5), jitter=0.5)
+    assert failed.state == after and failed.error == "broke" and failed.deadline is None
+    assert failed.retry_count == spent + (after == "PENDING")
+    assert (failed.completed_at is None) == (after == "PENDING")
+
+
+def test_a_retry_waits_and_forgets_its_agent():
+    again = machine.fail(running(), 1, "broke", later(5), jitter=1.0)
+    assert again.not_before == later(6) and again.agent_id == again.task_token == "" and again.started_at is None
+    assert machine.wake(again, later(5.9)) is again and machine.wake(again, later(6)).not_before is None
+    with pytest.raises(Conflict):
+        machine.assign(again, "bob", "t", later(5.5))
+
+
+@given(st.integers(0, 10), st.floats(0, 1, exclude_max=True))
+def test_backoff_is_at_most_a_minute_and_at_least_half_of_its_step(retries, jitter):
+    step = min(2.0**retries, MAX_BACKOFF_SECONDS)
+    assert step / 2 <= machine.backoff_seconds(retries, jitter) <= step <= 60
+
+
+def test_a_deadline_counts_from_the_first_assignment_across_agents_that_did_not_answer():
+    first = machine.assign(task(timeout_seconds=10), "ada", "a", NOON)
+    back = machine.release(first, 1, later(4))
+    assert back.state == "PENDING" and back.retry_count == 0 and back.deadline == later(10) and back.agent_id == ""
+    second = machine.assign(back, "bob", "b", later(5))
+    assert second.attempt == 2 and second.deadline == later(10)
+
+
+def test_a_deadline_ends_a_try_and_never_before_its_time():
+    held = running(timeout_seconds=10, max_retries=0)
+    assert machine.expire(held, later(9.99), 0.5) is held
+    ended = machine.expire(held, later(10), 0.5)
+    assert ended.state == "TIMEOUT" and ended.error == "no result within 10 s"
+    assert machine.expire(ended, later(99), 0.5) is ended
+    waiting = machine.release(held, 1, later(3))
+    assert machine.expire(waiting, later(10), 0.5).state == "TIMEOUT"
+
+
+def test_a_result_without_a_start_counts_as_started():
+    done = machine.finish(machine.assign(task(), "ada", "t", NOON), 1, {"x": 1}, later(2))
+    assert done.state == "COMPLETED" and done.execution_seconds == 0 and done.result_data == {"x": 1}
+
+
+@pytest.mark.parametrize("attempt", [0, 2, 99])
+def test_a_stale_attempt_changes_nothing(attempt):
+    held = running()
+    for step in (
+        lambda t: machine.start(t, attempt, NOON), lambda t: machine.accept(t, attempt, NOON),
+        lambda t: machine.release(t, attempt, NOON), lambda t: machine.finish(t, attempt, 1, NOON),
+        lambda t: machine.fail(t, attempt, "x", NOON, 0.5),
+    ):  # fmt: skip
+        with pytest.raises(StaleAttempt):
+            step(held)
+
+
+def test_starting_and_accepting_twice_change_nothing():
+    held = running()
+    assert machine.start(held, 1, later(3)) is held
+    accepted = machine.accept(held, 1, later(3))
+    assert accepted.accepted and machine.accept(accepted, 1, later(4)) == accepted
+
+
+@pytest.mark.parametrize(
+    ("states", "after", "left"),
+    [
+        ({"a": "RUNNING", "b": "PENDING"}, "PENDING", ("a", "b")),
+        ({"a": "COMPLETED", "b": "RUNNING"}, "PENDING", ("b",)),
+        ({"a": "COMPLETED", "b": "COMPLETED"}, "PENDING", ()),
+        ({"a": "COMPLETED", "b": "FAILED"}, "FAILED", ()),
+        ({"a": "TIMEOUT", "b": "PENDING"}, "FAILED", ()),
+        ({"a": "PENDING", "b": "CANCELLED"}, "FAILED", ()),
+        ({}, "PENDING", ("a", "b")),
+    ],
+)
+def test_dependencies(states, after, left):
+    waiting = task(depends_on=("a", "b"), waiting_for=("a", "b"))
+    found = machine.resolve(waiting, {name: TaskState(s) for name, s in states.items()}, later(1))
+    assert found.state == after and found.waiting_for == left
+    if after == "FAILED":
+        assert found.reason.startswith("dependency ") and found.reason == found.error
+    with pytest.raises(Conflict):
+        machine.assign(waiting, "ada", "t", NOON)
+
+
+def test_only_what_waits_can_move_in_the_queue():
+    assert machine.prioritise(task(), 9, later(1)).priority == 9
+    with pytest.raises(Conflict):
+        machine.prioritise(running(), 9, NOON)
+
+
+class Life(RuleBasedStateMachine):
+    """Anything may happen to a task in any order; what the table forbids must leave it as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task = task(max_retries=2, timeout_seconds=5)
+        self.now = NOON
+        self.before = self.task
+
+    def move(self, step) -> None:
+        self.before = self.task
+        try:
+            self.task = step(self.task)
+        except Conflict:
+            return
+        if self.task == self.before:
+            return
+        kind = kind_of(self.before, self.task)
+        event = changed(self.before, self.task)
+        assert event.kind == kind and event.data["status"] == self.task.state and event.subject == self.task.task_id
+        assert (kind in ENDED.values()) == (self.task.state in FINAL)
+        assert (kind == "task.retry") == (self.task.retry_count > self.before.retry_count)
+        assert (kind == "task.assigned") == (self.task.attempt > self.before.attempt)
+
+    @rule(seconds=st.floats(0, 8))
+    def time_passes(self, seconds):
+        self.now += timedelta(seconds=seconds)
+
+    @rule(agent=st.sampled_from(["ada", "bob"]))
+    def assign(self, agent):
+        self.move(lambda t: machine.assign(t, agent, f"token{t.attempt}", self.now))
+
+    @precondition(lambda self: self.task.attempt > 0)
+    @rule(back=st.integers(0, 1), what=st.sampled_from(["start", "accept", "release", "finish", "fail"]))
+    def report(self, back, what):
+        attempt = self.task.attempt - back
+        held = self.task
+        steps = {
+            "start": lambda t: machine.start(t, attempt, self.now),
+            "accept": lambda t: machine.accept(t, attempt, self.now),
+            "release": lambda t: machine.release(t, attempt, self.now),
+            "finish": lambda t: machine.finish(t, attempt, {"x": 1}, self.now),
+            "fail": lambda t: machine.fail(t, attempt, "no", self.now, 0.5),
+        }
+        self.move(steps[what])
+        assert back == 0 or self.task == held  # a stale attempt never changes anything
+
+    @rule()
+    def expire(self):
+        self.move(lambda t: machine.expire(t, self.now, 0.5))
+
+    @rule()
+    def wake(self):
+        self.move(lambda t: machine.wake(t, self.now))
+
+    @rule()
+    def cancel(self):
+        self.move(lambda t: machine.cancel(t, "enough", self.now))
+
+    @invariant()
+    def what_is_finished_stays_finished(self):
+        assert self.before.state not in FINAL or self.task == self.before
+
+    @invariant()
+    def attempts_only_grow(self):
+        assert self.task.attempt >= self.before.attempt and self.task.retry_count >= self.before.retry_count
+
+    @invariant()
+    def retries_are_within_the_limit(self):
+        assert self.task.retry_count <= self.task.max_retries
+
+    @invariant()
+    def the_record_is_whole(self):
+        t = self.task
+        assert bool(t.agent_id and t.task_token) == (t.state in HELD) or t.state in FINAL
+        assert (t.deadline is not None) or t.state not in HELD
+        assert t.not_before is None or t.state == "PENDING"
+        assert (t.completed_at is not None) == (t.state in FINAL)
+        assert not t.accepted or t.state == "RUNNING"
+        assert Task.model_validate_json(t.model_dump_json()) == t
+
+
+Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLife = Life.TestCase
