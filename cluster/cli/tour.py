@@ -145,9 +145,7 @@ class Tour:
         ended = watch_training(self.client, run["task_id"], self.console)
         if ended["status"] != "completed":
             raise Refused(f"the training ended as {ended['status']}: {ended}")
-        model = next(
-            m for m in self.client.get("/v1/models", status="completed")["models"] if m.get("run_id") == run["task_id"]
-        )
+        model = self.client.get(f"/v1/models/{ended['model_id']}")
         self.trained = model["model_id"]
         metrics = ", ".join(f"{name} {value}" for name, value in model["metrics"].items())
         self.say(f"  {self.steps} steps made {self.trained}: {metrics}")
