@@ -46,10 +46,10 @@ bench: .venv/ready  ## the benchmarks, each beside its peer (results in benchmar
 	$(PY) -m benchmarks
 
 conformance: .venv/ready  ## the five APIs' documents against a running village
-	$(PY) tests/contract/conformance.py
+	PYTHONPATH=tests $(PY) -m contract.conformance
 
 lock: .venv/ready  ## resolve pyproject.toml anew into requirements.lock
-	$(UV) pip compile -q pyproject.toml --group dev $(TORCH_FROM) --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o requirements.lock
+	$(UV) pip compile -q pyproject.toml --extra cpu --group dev $(TORCH_FROM) --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o requirements.lock
 
 clean:  ## remove the environment and the village's state
 	rm -rf .venv .village

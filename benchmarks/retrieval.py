@@ -171,7 +171,9 @@ def peer(embedder: Embedder, collection: Collection) -> dict[str, Any]:
     begun = perf_counter()
     # Its own sentence cutter opens nltk's files, which refuses an environment of hard links.
     splitter = SentenceSplitter(
-        chunk_size=256, chunk_overlap=20, chunking_tokenizer_fn=lambda text: re.split(r"(?<=[.!?]\s)", text)
+        chunk_size=256,
+        chunk_overlap=20,
+        chunking_tokenizer_fn=lambda text: list(filter(None, re.split(r"(?<=[.!?]\s)", text))),
     )
     index = VectorStoreIndex.from_documents(documents, transformations=[splitter], embed_model=model)
     found: dict[str, Any] = {"documents_per_s": round(len(documents) / (perf_counter() - begun), 1)}

@@ -23,6 +23,7 @@ PASSAGES = 5
 NEAR_BEST = 0.75  # a further sentence must reach this share of the best one's score
 SAME = 0.8  # share of stems from which two sentences say the same
 NOTHING = "No document that you may see answers this."
+UNSURE = "The documents that you may see hold nothing that is likely to answer this; the sources are the nearest."
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,32 @@ def respond(
     kept = [p for p in by_document(passages) if p.relevance >= asked.filters.confidence_threshold]
     kept = kept[: asked.max_results]
     thorough = asked.mode is Mode.COMPREHENSIVE
-    picked = extract(asked.query, vector, kept, embed if thorough else None)
-    shown = {passage.hit.document_id for passage in kept}
-    mode, reason = answer_mode(wanted.writer, config.writer)
-    written = mode is AnswerMode.GENERATIVE and bool(kept)
-    paths: list[graph.Path] = []
-    if thorough:
-        near = [p.hit for p in passages if p.hit.document_id in shown][:GRAPH_PASSAGES]
-        paths = graph.paths(asked.query, [some for hit in near for some in graph.together(hit.text, hit.entities)])
     cosine, covered = evidence(kept)
-    if cosine is None and vector is not None:
-        cosine = 0.0 if not kept else None
-    confidence = config.calibration.confidence(cosine, covered)
+    confidence = config.calibration.confidence(0.0 if vector is not None and not kept else cosine, covered)
+    trusted = bool(kept) and confidence >= config.min_confidence
+    if trusted:
+        mode, reason = answer_mode(wanted.writer, config.writer)
+        text = compose(extract(asked.query, vector, kept, embed if thorough else None), wanted.include_sources)
+    else:
+        mode, reason = AnswerMode.EXTRACTIVE, "no source is likely enough to write from"
+        text = UNSURE if kept else NOTHING
     return lambda processing_time_ms: Answer(
         query=asked.query,
-        answer=compose(picked, wanted.include_sources),
+        answer=text,
         sources=tuple(source(p, records[p.hit.document_id]) for p in kept) if wanted.include_sources else (),
         confidence=round(confidence, 4),
-        knowledge_graph_paths=tuple(paths),
+        knowledge_graph_paths=tuple(_paths(asked.query, passages, kept) if thorough else ()),
         processing_time_ms=processing_time_ms,
-        answer_mode=mode if kept else AnswerMode.EXTRACTIVE,
-        answer_mode_reason=reason if kept else "there is no source to write from",
-        prompt=prompt(asked.query, kept, wanted.context) if written else "",
+        answer_mode=mode,
+        answer_mode_reason=reason,
+        prompt=prompt(asked.query, kept, wanted.context) if mode is AnswerMode.GENERATIVE else "",
     )
+
+
+def _paths(query: str, passages: Sequence[Passage], kept: Sequence[Passage]) -> list[graph.Path]:
+    shown = {passage.hit.document_id for passage in kept}
+    near = [p.hit for p in passages if p.hit.document_id in shown][:GRAPH_PASSAGES]
+    return graph.paths(query, [some for hit in near for some in graph.together(hit.text, hit.entities)])
 
 
 def source(passage: Passage, record: DocumentRecord) -> Source:

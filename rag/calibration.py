@@ -67,6 +67,7 @@ class KnowledgeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     calibration: Calibration
+    min_confidence: float = Field(ge=0.0, le=1.0)  # below this no sentence is offered as an answer
     writer: WriterRule
 
 

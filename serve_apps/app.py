@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 from ray import serve
+from ray.serve._private import replica as serve_replica
 from starlette.types import ASGIApp
 
 from cluster.clock import utc_now
@@ -32,6 +33,16 @@ REPLICA: dict[str, Any] = {
 }  # fmt: skip
 
 
+def keep_to_loopback(settings: Settings) -> None:
+    """In `dev`, bind the port by which handles reach this replica to loopback; called before Serve opens it.
+
+    Ray 2.60 binds it to every address, whatever the node's own address is, and has no setting for it.
+    """
+    if settings.profile == "dev" and not settings.ray_address:
+        bind = serve_replica.add_port_to_grpc_server
+        serve_replica.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
+
+
 async def keep_beating(store: Store, name: str, about: Callable[[], dict[str, Any]]) -> None:
     """A sign of life, for as long as this loop turns."""
     while True:
@@ -48,6 +59,7 @@ class GatewayReplica:
 
     def __init__(self, chat: Any, knowledge: Any) -> None:
         self.settings = Settings()
+        keep_to_loopback(self.settings)
         self.engine, self.knowledge = RemoteEngine(chat), RemoteKnowledge(knowledge)
         self.listener = Listener(self.settings, "gateway", self._build).start()
 
@@ -70,6 +82,7 @@ class ChatReplica:
 
     def __init__(self, knowledge: Any) -> None:
         self.settings = Settings()
+        keep_to_loopback(self.settings)
         self.knowledge = RemoteKnowledge(knowledge)
         self.listener = Listener(self.settings, "chat", self._build).start()
 
@@ -106,6 +119,7 @@ class KnowledgeReplica:
         from rag.service import Knowledge
 
         settings = Settings()
+        keep_to_loopback(settings)
         self.store = Store(settings.redis)
         self.knowledge = await Knowledge.open(settings, self.store)
         await self.knowledge.warm_up()
@@ -146,6 +160,7 @@ class ForgeReplica:
 
     async def __init__(self) -> None:
         settings = Settings()
+        keep_to_loopback(settings)
         self.store = Store(settings.redis)
         self.forge = build_forge(settings, self.store)
         self.seedling = settings.chat_model == "seedling"
@@ -153,10 +168,12 @@ class ForgeReplica:
         self.beating = asyncio.ensure_future(keep_beating(self.store, "forge", dict))
 
     async def _tend(self) -> None:
+        again = True  # a seedling whose run failed is tried anew once at each start
         while True:
             try:
                 if self.seedling:
-                    self.seedling = await self.forge.ensure_seedling() is not None
+                    self.seedling = await self.forge.ensure_seedling(again) is not None
+                    again = False
                 for run in await self.forge.reconcile():
                     log.info("another attempt", run=run.run_id, attempt=run.attempt)
             except VillageError as error:

@@ -17,7 +17,7 @@ The Lantern Ferry crosses the Grey Strait between Port Amaro and the island of S
 the evening and needs ninety minutes. Captain Ines Duarte has steered it since 2011. The ferry carries forty passengers
 and burns no fuel: a cable on the sea bed pulls it across.
 """
-QUESTION = "Who steers the Lantern Ferry?"
+QUESTION = "How many passengers does the ferry carry?"
 ENDED = ("completed", "failed", "cancelled")
 
 

@@ -187,7 +187,7 @@ class Router:
         choose = strategies.named(task.routing_strategy)
         agent_id = choose([entry.candidate(at) for entry in free]).agent_id
         try:
-            after = machine.assign(task, agent_id, secrets.token_urlsafe(16), at)
+            after = machine.assign(task, agent_id, machine.token(task, secrets.token_urlsafe(16)), at)
         except Conflict:  # cancelled, or put off, since its id was read
             return False
         self.table.hold(agent_id, after.attempt_id)

@@ -63,6 +63,17 @@ def assign(task: Task, agent_id: str, task_token: str, at: datetime) -> Task:
     )  # fmt: skip
 
 
+def token(task: Task, chance: str) -> str:
+    """The token of the task's next attempt. It says which: an old one is told from a wrong one."""
+    return f"{task.attempt + 1}.{chance}"
+
+
+def outdated(task: Task, token: str) -> bool:
+    """Whether a token says that it is of an earlier attempt."""
+    attempt = token.partition(".")[0]
+    return attempt.isascii() and attempt.isdecimal() and len(attempt) < 10 and 0 < int(attempt) < task.attempt
+
+
 def current(task: Task, attempt: int) -> Task:
     """The task, if `attempt` is the one that may report. Raises `StaleAttempt`."""
     if task.attempt != attempt or task.state in FINAL or task.state is S.PENDING:

@@ -137,9 +137,9 @@ class Tasks:
         task = await self.store.find(Task, task_id)
         if task is None:
             raise TaskNotFound(f"no task {task_id}", task_id=task_id)
-        if task.state in FINAL or not task.task_token:
+        if task.state in FINAL or not task.task_token or machine.outdated(task, token):
             raise StaleAttempt("the task has no attempt that may report", task_id=task_id, status=task.state)
-        if not hmac.compare_digest(task.task_token, token):
+        if not hmac.compare_digest(task.task_token.encode(), token.encode(errors="replace")):
             raise Unauthenticated("the task token is not that of the current attempt")
         attempt = task.attempt
 

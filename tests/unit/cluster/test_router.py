@@ -121,7 +121,7 @@ async def test_a_result_that_comes_after_its_attempt_is_refused(village):
     task = await village.submit(timeout_seconds=1, max_retries=1)
     await eventually(lambda: agent.times(task.task_id) == 2)
     first, second = (delivery["task_token"] for delivery in agent.tasks)
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(StaleAttempt):
         await village.tasks.report(task.task_id, first, result_data="late")
     done = await village.tasks.report(task.task_id, second, result_data="in time")
     assert done.result_data == "in time" and done.attempt == 2 and done.retry_count == 1

@@ -106,6 +106,14 @@ def test_a_stale_attempt_changes_nothing(attempt):
             step(held)
 
 
+def test_a_token_says_of_which_attempt_it_is():
+    first = machine.assign(task(), "ada", machine.token(task(), "x"), NOON)
+    second = machine.assign(machine.release(first, 1, NOON), "bob", machine.token(first, "y"), NOON)
+    assert (first.task_token, second.task_token) == ("1.x", "2.y")
+    assert machine.outdated(second, first.task_token) and not machine.outdated(second, second.task_token)
+    assert not machine.outdated(first, first.task_token) and not machine.outdated(second, "x")
+
+
 def test_starting_and_accepting_twice_change_nothing():
     held = running()
     assert machine.start(held, 1, later(3)) is held

@@ -181,7 +181,7 @@ async def test_a_report_needs_the_token_of_the_current_attempt(tasks: Tasks):
     task = await held(tasks)
     with pytest.raises(TaskNotFound):
         await tasks.report("task_none", "secret")
-    for token in ("", "secre", "another"):
+    for token in ("", "secre", "another", "\u00fc", "2.another", "99999999999.x", "-1.x", "\u00b2.x"):
         with pytest.raises(Unauthenticated):
             await tasks.report(task.task_id, token, result_data=1)
     done = await tasks.report(task.task_id, "secret", result_data={"sum": 3})

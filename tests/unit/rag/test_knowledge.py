@@ -14,6 +14,7 @@ from cluster.errors import AlreadyExists, Forbidden, Invalid, NotFound
 from cluster.identity.model import SYSTEM
 from cluster.settings import ROOT, Settings
 from cluster.store import Store
+from rag.answer import UNSURE
 from rag.index import Scope
 from rag.model import AnswerMode, DocumentRecord, Writer
 from rag.service import Knowledge
@@ -182,7 +183,8 @@ async def test_a_question_far_from_every_document_has_little_confidence(knowledg
     await knowledge.add(ann, TEXT, ABOUT)
     near = await knowledge.query(ann, "Which transport gives the highest throughput?")
     far = await knowledge.query(ann, "How do I bake sourdough bread?")
-    assert far.confidence < 0.2 < near.confidence
+    assert far.confidence < knowledge.config.min_confidence < 0.2 < near.confidence
+    assert far.answer == UNSURE and len(far.sources) == 1
 
 
 async def test_sources_may_be_left_out_and_are_bounded(knowledge, person):
