@@ -120,8 +120,8 @@ async def vllm_serve(model: str, context: int) -> None:
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1",
-        "--port", str(port), "--served-model-name", "m", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", str(context),
-        "--kv-cache-memory-bytes", str(KV_MB << 20), stdout=subprocess.DEVNULL,
+        "--port", str(port), "--served-model-name", "m", "--dtype", "bfloat16", "--enforce-eager",
+        "--max-model-len", str(context), "--kv-cache-memory-bytes", str(KV_MB << 20), stdout=subprocess.DEVNULL,
     )  # fmt: skip
     ended = [asyncio.create_task(told_to_end()), asyncio.create_task(process.wait())]
     answers = asyncio.create_task(answering(f"http://127.0.0.1:{port}/v1"))

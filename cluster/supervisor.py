@@ -152,6 +152,8 @@ class Village:
             f"--port={self.settings.ray_port}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.settings.dashboard_port}", f"--temp-dir={ray_folder(self.settings)}",
             f"--object-store-memory={256 << 20}",
+            # Its default is one fixed port: a second village on this machine would have no job server.
+            "--dashboard-agent-listen-port=0",
         ]  # fmt: skip
 
     async def _prepare_store(self) -> None:

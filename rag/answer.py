@@ -63,12 +63,13 @@ def respond(
     else:
         mode, reason = AnswerMode.EXTRACTIVE, "no source is likely enough to write from"
         text = UNSURE if kept else NOTHING
+    paths = _paths(asked.query, passages, kept) if thorough else []
     return lambda processing_time_ms: Answer(
         query=asked.query,
         answer=text,
         sources=tuple(source(p, records[p.hit.document_id]) for p in kept) if wanted.include_sources else (),
         confidence=round(confidence, 4),
-        knowledge_graph_paths=tuple(_paths(asked.query, passages, kept) if thorough else ()),
+        knowledge_graph_paths=tuple(paths),
         processing_time_ms=processing_time_ms,
         answer_mode=mode,
         answer_mode_reason=reason,

@@ -39,8 +39,9 @@ def keep_to_loopback(settings: Settings) -> None:
     Ray 2.60 binds it to every address, whatever the node's own address is, and has no setting for it.
     """
     if settings.profile == "dev" and not settings.ray_address:
-        bind = serve_replica.add_port_to_grpc_server
-        serve_replica.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
+        opened_in: Any = serve_replica
+        bind = opened_in.add_port_to_grpc_server
+        opened_in.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
 
 
 async def keep_beating(store: Store, name: str, about: Callable[[], dict[str, Any]]) -> None:

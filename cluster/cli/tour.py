@@ -24,7 +24,7 @@ ENDED = ("completed", "failed", "cancelled")
 def bar(console: Console) -> Progress:
     """The bar of something that takes a while."""
     columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def watch_training(client: Client, run_id: str, console: Console) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Tour:
             "parameters": {},
             "real_training": True,
             "max_steps": self.steps,
-            "batch_size": 8,
+            "batch_size": 2,
         }
         run = self.client.post("/v1/models/train", body)
         ended = watch_training(self.client, run["task_id"], self.console)
@@ -147,8 +147,12 @@ class Tour:
             raise Refused(f"the training ended as {ended['status']}: {ended}")
         model = self.client.get(f"/v1/models/{ended['model_id']}")
         self.trained = model["model_id"]
-        metrics = ", ".join(f"{name} {value}" for name, value in model["metrics"].items())
-        self.say(f"  {self.steps} steps made {self.trained}: {metrics}")
+        found = model["metrics"]
+        self.say(
+            f"  {self.steps} steps ({found['tokens']:.0f} tokens, {found['tokens_per_second']:.0f} a second) made "
+            f"{self.trained}: held-out loss {found['held_out_loss_before']:.2f} -> {found['held_out_loss']:.2f}, "
+            f"{found['parameters']} parameters, {found['model_size']}"
+        )
 
     def chat(self) -> None:
         """The seedling answers through vLLM; while it is in training, its progress is shown."""

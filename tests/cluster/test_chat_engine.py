@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -15,6 +16,7 @@ from checkpoints import tiny_checkpoint
 from engine_contract import Contract, eventually, reply
 
 from cluster.errors import Invalid, Unavailable
+from cluster.settings import ROOT
 from serve_apps.chat.engine import ModelRef, Sampling, Turn
 from serve_apps.chat.vllm_engine import VllmEngine
 
@@ -102,3 +104,36 @@ async def test_the_least_recently_used_model_leaves_for_another(engine: VllmEngi
     (new,) = engine.loaded()
     assert (old.model_id, new.model_id) == ("model_one", "model_two")
     assert not any(psutil.pid_exists(pid) for pid in old.pids)
+
+
+HOST = """
+import asyncio, sys
+from serve_apps.chat.engine import ModelRef
+from serve_apps.chat.vllm_engine import VllmEngine
+
+async def main():
+    loaded = await VllmEngine(900, 64).load(ModelRef("model_one", "one", sys.argv[1]))
+    print(*loaded.pids, flush=True)
+    await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_an_engine_does_not_outlive_a_killed_replica(models: tuple[ModelRef, ModelRef], tmp_path: Path):
+    script = tmp_path / "host.py"
+    script.write_text(HOST)
+    host = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(script),
+        models[0].path,
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert host.stdout is not None
+    pids = [int(pid) for pid in (await asyncio.wait_for(host.stdout.readline(), 90)).split()]
+    assert pids and all(psutil.pid_exists(pid) for pid in pids)
+    host.kill()
+    await host.wait()
+    await eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), within=10)

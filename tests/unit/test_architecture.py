@@ -42,8 +42,7 @@ EFFECTFUL_NAMES = frozenset({("cluster.store", "Store"), ("cluster.clock", "utc_
 
 WANTED_LINES, MOST_LINES = 300, 400
 # Files that may be longer than is wanted, each with its reason; never longer than MOST_LINES.
-LONG = {
-}
+LONG = {}
 
 
 @cache
@@ -146,3 +145,11 @@ def test_nothing_names_the_machine_that_it_was_written_on():
         if machine.search(line)
     ]
     assert not wrong, f"no path of one machine (CONTRIBUTING.md): {wrong}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/map.md"])
+def test_a_page_names_files_that_exist(page):
+    named = re.findall(r"`((?:[a-z_.]+/)+[a-z_.]*)`|\]\(([\w./-]+)\)", (ROOT / page).read_text())
+    bases = (ROOT, (ROOT / page).parent)
+    missing = [name for pair in named for name in pair if name and not any((base / name).exists() for base in bases)]
+    assert not missing, f"{page} is not true: {missing}"
