@@ -17,6 +17,7 @@ import psutil
 
 GRACE_SECONDS = 8.0
 MAX_PAUSE_SECONDS = 10.0
+SWEEPS = 5
 STEADY_SECONDS = 20.0  # a child that lived so long did not die of its start
 
 
@@ -135,14 +136,22 @@ def belonging(home: Path) -> Iterator[psutil.Process]:
 
 
 def sweep(home: Path, spare: Sequence[int] = ()) -> int:
-    """End whatever still works for the village of this home; how many processes that were."""
-    found = [process for process in belonging(home) if process.pid not in spare]
-    for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, stubborn = psutil.wait_procs(found, timeout=3)
-    for process in stubborn:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(stubborn, timeout=5)
-    return len(found)
+    """End whatever still works for the village of this home; how many processes that were.
+
+    A process that dies may have started another just before: this looks again until it finds nothing.
+    """
+    ended = 0
+    for _ in range(SWEEPS):
+        found = [process for process in belonging(home) if process.pid not in spare]
+        if not found:
+            break
+        ended += len(found)
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, stubborn = psutil.wait_procs(found, timeout=3)
+        for process in stubborn:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(stubborn, timeout=5)
+    return ended

@@ -145,16 +145,17 @@ class ChunkIndex:
         else:
             column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), type=kind)
         async with self._turn:
-            await self._documents.add(pa.Table.from_pylist([shared | {"text": text}], schema=DOCUMENTS))
-            await self._chunks.add(table.append_column(self._schema.field("vector"), column))
+            await asyncio.gather(
+                self._documents.add(pa.Table.from_pylist([shared | {"text": text}], schema=DOCUMENTS)),
+                self._chunks.add(table.append_column(self._schema.field("vector"), column)),
+            )
             self._writes += 1
 
     async def remove(self, document_id: str, revision: str) -> None:
         """Drop a revision's rows; nothing happens where there are none."""
         where = f"document_id = {quoted(document_id)} AND revision = {quoted(revision)}"
         async with self._turn:
-            await self._chunks.delete(where)
-            await self._documents.delete(where)
+            await asyncio.gather(self._chunks.delete(where), self._documents.delete(where))
             self._writes += 1
 
     async def text(self, document_id: str, revision: str) -> str | None:

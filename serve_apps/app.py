@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp
 
 from cluster.clock import utc_now
 from cluster.errors import Unavailable, VillageError
-from cluster.identity.model import Principal
+from cluster.identity.model import SYSTEM, Principal
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.settings import Settings
 from cluster.store import Page, Store
@@ -20,8 +21,10 @@ from serve_apps.chat.app import RemoteEngine
 from serve_apps.chat.build import build_engine
 from serve_apps.chat.engine import Delta, Finish, ModelRef, Sampling, Turn
 from serve_apps.chat.loops import across
-from serve_apps.chat.sources import Engines
+from serve_apps.chat.sources import ELSEWHERE, Engines
+from serve_apps.chat.vllm_engine import VllmEngine
 from serve_apps.compose import build_core, build_forge
+from serve_apps.core import Core
 from serve_apps.gateway import build_gateway
 from serve_apps.knowledge.app import RemoteKnowledge
 from serve_apps.listener import Listener
@@ -91,7 +94,21 @@ class ChatReplica:
         self.engine = build_engine(self.settings)
         core = await build_core(self.settings, self.engine, self.knowledge)
         self.beating = asyncio.ensure_future(keep_beating(core.store, "chat", self._about))
+        self.warming = asyncio.ensure_future(self._warm(core))
         return build_gateway(core)
+
+    async def _warm(self, core: Core) -> None:
+        """Load the default model before somebody waits for it; the seedling as soon as it is forged."""
+        here = self.engine.here
+        while isinstance(here, VllmEngine):
+            try:
+                model = await core.chat.model(SYSTEM)
+                if not model.path.startswith(ELSEWHERE):
+                    await here.load(model)
+                return
+            except VillageError as error:
+                log.info("no model to load yet", reason=error.message)
+            await asyncio.sleep(BEAT_SECONDS)
 
     def _about(self) -> dict[str, Any]:
         return {"loaded": {loaded.model_id: round(loaded.memory_mb) for loaded in self.engine.loaded()}}
@@ -101,8 +118,11 @@ class ChatReplica:
     ) -> AsyncGenerator[Delta | Finish, None]:
         """For replicas without an engine: see `RemoteEngine`."""
         assert self.listener.loop is not None
-        async for step in across(self.listener.loop, lambda: self.engine.generate(model, messages, sampling)):
-            yield step
+        async with aclosing(
+            across(self.listener.loop, lambda: self.engine.generate(model, messages, sampling))
+        ) as steps:
+            async for step in steps:
+                yield step
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises."""

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import psutil
@@ -26,6 +27,7 @@ from serve_apps.chat.history import Prompt, fit
 from serve_apps.chat.residency import stream_interval
 
 LONG_TEXT = 20_000  # characters beyond which a prompt is tokenized off the event loop
+STOP_SECONDS = 5
 FEW_TOKENS = 8  # fewer say nothing about speed
 MB = 1024 * 1024
 # For checkpoints without a chat template, such as base models.
@@ -104,8 +106,11 @@ class VllmModel:
     @property
     def pids(self) -> tuple[int, ...]:
         """The engine's processes."""
+        return tuple(process.pid for process in self._processes() if process.pid)
+
+    def _processes(self) -> list[BaseProcess]:
         manager: Any = self.llm.engine_core.resources.engine_manager  # type: ignore[attr-defined]  # every client has it
-        return tuple(process.pid for process in manager.processes if process.pid) if manager else ()
+        return list(manager.processes) if manager else []
 
     def memory_mb(self) -> float:
         """What goes back to the machine when this model does: memory that only its processes hold, and the GPU's."""
@@ -119,8 +124,14 @@ class VllmModel:
         return total + (0.0 if current_platform.is_cpu() else _gpu_memory_mb(self.pids))
 
     def stop(self) -> None:
-        """Unload. Blocks until the process has ended."""
-        self.llm.shutdown(timeout=5)
+        """Unload. Blocks until the processes have ended: the next model counts on their memory."""
+        processes = self._processes()
+        self.llm.shutdown(timeout=STOP_SECONDS)
+        for process in processes:  # vLLM kills a slow one and does not wait for that
+            process.join(STOP_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
     def encode(self, messages: Sequence[Turn]) -> list[int]:
         """The prompt's token ids, by the checkpoint's chat template. Raises `Invalid` where the template refuses."""

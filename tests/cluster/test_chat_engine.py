@@ -94,7 +94,7 @@ async def test_a_killed_engine_fails_its_requests_and_serves_the_next(
 
 
 async def test_the_least_recently_used_model_leaves_for_another(engine: VllmEngine, models: tuple[ModelRef, ModelRef]):
-    (old,) = engine.loaded()
+    old = await engine.load(models[0])
     async with aclosing(engine.generate(models[0], HELLO, Sampling(0.0, 200, ignore_eos=True))) as busy:
         await anext(busy)
         with pytest.raises(Unavailable, match="MB"):  # a model with running requests stays
@@ -113,7 +113,7 @@ from serve_apps.chat.vllm_engine import VllmEngine
 
 async def main():
     loaded = await VllmEngine(900, 64).load(ModelRef("model_one", "one", sys.argv[1]))
-    print(*loaded.pids, flush=True)
+    print("pids", *loaded.pids, flush=True)
     await asyncio.Event().wait()
 
 if __name__ == "__main__":
@@ -132,7 +132,10 @@ async def test_an_engine_does_not_outlive_a_killed_replica(models: tuple[ModelRe
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert host.stdout is not None
-    pids = [int(pid) for pid in (await asyncio.wait_for(host.stdout.readline(), 90)).split()]
+    pids: list[int] = []
+    async with asyncio.timeout(90):
+        while not pids and (line := await host.stdout.readline()):  # the log goes there too
+            pids = [int(pid) for pid in line.split()[1:]] if line.startswith(b"pids ") else []
     assert pids and all(psutil.pid_exists(pid) for pid in pids)
     host.kill()
     await host.wait()

@@ -8,7 +8,7 @@ import httpx
 import psutil
 from conftest import Running
 
-CONTRACT = Path(__file__).resolve().parent.parent / "contract"
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_nothing_listens_beyond_loopback(village: Running) -> None:
@@ -63,9 +63,10 @@ def test_the_tour_succeeds(village: Running) -> None:
 
 
 def test_the_documents_examples_hold(village: Running) -> None:
+    environment = village.environment | {"PYTHONPATH": "tests"}
     checked = subprocess.run(
-        [sys.executable, "-m", "tests.contract.conformance"], env=village.environment, capture_output=True, text=True,
-        timeout=600, check=False, cwd=CONTRACT.parent.parent,
+        [sys.executable, "-m", "contract.conformance"], env=environment, capture_output=True, text=True, timeout=600,
+        check=False, cwd=ROOT,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout[-4000:] + checked.stderr[-2000:]
 
