@@ -34,7 +34,7 @@ import uvloop
 from benchmarks.chat_client import Sample, measure
 from cluster.clock import iso, utc_now
 
-RESULTS = Path(__file__).parent / "results" / "chat.json"
+RESULTS = Path(__file__).parent / "results"
 START_SECONDS = 240
 
 
@@ -184,8 +184,7 @@ def main() -> None:
         "arguments": {name: value for name, value in vars(options).items() if name not in ("key", "url", "model")},
         "rows": rows,
     }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / ("chat_door.json" if options.url else "chat.json")).write_text(json.dumps(report, indent=1) + "\n")
     for row in sorted(rows, key=lambda row: (not row["streamed"], row["concurrency"], row["peer"])):
         speed, first, cost = row["tokens_per_second"], row["first_ms"], row["cpu_us_per_token"]["median"]
         print(

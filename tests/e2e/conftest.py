@@ -132,6 +132,13 @@ class Running:
         return pids
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A journey waits for a whole village, and the first one for the seedling too."""
+    for item in items:
+        if "/e2e/" in str(item.path):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 def data(answer: httpx.Response) -> Any:
     """The content of a good answer."""
     answer.raise_for_status()
