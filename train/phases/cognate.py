@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cluster.errors import Invalid, NotBuilt
+from cluster.errors import Invalid
 from train.model.shape import choose
 from train.phases.phase import Phase, PhaseConfig, Quality, Verdict, Work
 
@@ -54,8 +54,6 @@ class Cognate(Phase[CognateConfig]):
     def check(self) -> None:
         """A local base model must exist, and an architecture of that size must be there."""
         config = self.config
-        if len(config.base_models) > 1:
-            raise NotBuilt("one base model at a time: merging several is the phase evomerge", field="base_models")
         for name in config.base_models:
             if is_local(name) and not (Path(name).expanduser() / "config.json").is_file():
                 raise Invalid(f"no model in {name}", field="base_models", value=name)
