@@ -127,16 +127,26 @@ async def run(options: argparse.Namespace) -> dict[Cell, list[Sample]]:
     for number in range(options.rounds):
         for name in options.peers if number % 2 == 0 else reversed(options.peers):
             peer = Door(options.url, options.key, options.door_model) if name == "door" else None
-            async with peer or Peer(name, options.model, options.context) as started:
-                await started.sample(True, 2, 2, options.tokens)  # the first requests pay for what is made once
-                for streamed, concurrency in product((True, False), options.concurrency):
-                    sample = await started.sample(streamed, concurrency, options.seconds, options.tokens)
-                    samples[Cell(name, streamed, concurrency)].append(sample)
-                    how = "stream" if streamed else "whole"
-                    speed, first = sample.tokens_per_second, sample.first_ms
-                    print(f"round {number + 1} {name:10} {how:6} x{concurrency:<2} {speed:7.0f} tok/s {first:7.1f} ms "
-                          f"{sample.cpu_us_per_token:6.0f} us/token", flush=True)  # fmt: skip
+            try:
+                async with peer or Peer(name, options.model, options.context) as started:
+                    await cells(name, started, number, options, samples)
+            except (TimeoutError, RuntimeError) as error:
+                print(f"round {number + 1} {name}: {error or 'did not start'}", flush=True)
     return samples
+
+
+async def cells(
+    name: str, started: Any, number: int, options: argparse.Namespace, samples: dict[Cell, list[Sample]]
+) -> None:
+    """Every cell of one peer."""
+    await started.sample(True, 2, 2, options.tokens)  # the first requests pay for what is made once
+    for streamed, concurrency in product((True, False), options.concurrency):
+        sample = await started.sample(streamed, concurrency, options.seconds, options.tokens)
+        samples[Cell(name, streamed, concurrency)].append(sample)
+        how = "stream" if streamed else "whole"
+        speed, first = sample.tokens_per_second, sample.first_ms
+        print(f"round {number + 1} {name:10} {how:6} x{concurrency:<2} {speed:7.0f} tok/s {first:7.1f} ms "
+              f"{sample.cpu_us_per_token:6.0f} us/token", flush=True)  # fmt: skip
 
 
 def spread(values: list[float]) -> dict[str, float]:

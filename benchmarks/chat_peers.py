@@ -144,7 +144,8 @@ def ray_serve(model: str, context: int) -> None:
     from ray.serve.llm import LLMConfig, build_openai_app
 
     port = free_port()
-    ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
+    # Its replicas reserve more CPUs than a laptop has; what they use is another matter.
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     engine = {
         "enforce_eager": True, "dtype": "bfloat16", "max_model_len": context, "kv_cache_memory_bytes": KV_MB << 20,
