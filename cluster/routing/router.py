@@ -25,6 +25,7 @@ from cluster.tasks import machine
 from cluster.tasks.delivery import Accepted, Completed, Delivery, Failed, Outcome, Unreachable
 from cluster.tasks.events import changed
 from cluster.tasks.model import HELD, Task, TaskState
+from cluster.trust.ledger import Standing
 from cluster.trust.service import Trust
 from cluster.workers.model import Agent
 
@@ -90,8 +91,8 @@ class Router:
         for task_id in await self.store.ids(Task, "waiting"):
             await self._resolve(task_id)
 
-    def _learn(self, agent: Agent, standing: object) -> None:
-        self.table.put(agent, standing)  # type: ignore[arg-type] - a Standing, by the callers above and below
+    def _learn(self, agent: Agent, standing: Standing) -> None:
+        self.table.put(agent, standing)
         self._wake(*agent.tags)
 
     def _wake(self, *capabilities: str) -> None:
