@@ -54,6 +54,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # Ray would copy the project into every worker
         "RAY_ADDRESS": settings.ray,
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's 0.1 costs a laptop 3 % of a core for nothing
         "PYTHONUNBUFFERED": "1",
     }
     if not settings.ray_address:
