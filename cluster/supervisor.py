@@ -32,6 +32,7 @@ from cluster.store import Store, server
 
 WATCH_SECONDS = 0.25
 READY_SECONDS = 300.0
+RAYS_OWN_PORTS = range(10_002, 20_000)  # Ray refuses to start where one of its services asks for a worker's port
 Say = Callable[[str], None]
 
 
@@ -102,6 +103,8 @@ class Village:
         if not s.ray_address:
             wanted |= {"VILLAGE_RAY_PORT": ("127.0.0.1", s.ray_port)}
             wanted |= {"VILLAGE_DASHBOARD_PORT": ("127.0.0.1", s.dashboard_port)}
+            if s.ray_port in RAYS_OWN_PORTS:
+                raise CannotStart(f"VILLAGE_RAY_PORT {s.ray_port} is among the ports of Ray's workers; take another")
         for variable, (host, port) in wanted.items():
             if not processes.free_port(host, port):
                 raise CannotStart(f"port {port} on {host} is in use; free it, or set {variable} to another")
