@@ -50,25 +50,28 @@ async def information(core: FromCore) -> dict[str, Any]:
 
 @bare.get("/healthz")
 async def healthz(core: FromCore) -> dict[str, Any]:
-    """Whether this process answers, and which services it has."""
+    """That this process answers, and which services gave a sign of life lately."""
     active, total = core.metrics.sockets_now()
+    socket = _service(True, True, active_connections=active, total_connections=total)
     return {
-        "status": "healthy",
+        "status": "healthy" if all((await core.readiness.checks()).values()) else "degraded",
         "timestamp": iso(core.clock()),
-        "services": services(core) | {"websocket": _service(True, active_connections=active, total_connections=total)},
+        "services": await services(core) | {"websocket": socket},
         "version": VERSION,
     }
 
 
-def services(core: Core) -> dict[str, Any]:
-    """The services of the document; one that this replica does not have is not available."""
+async def services(core: Core) -> dict[str, Any]:
+    """The services of the document: running, away (no sign of life lately) or absent (not part of it)."""
+    alive = await core.readiness.checks()
     return {
-        "agent_forge": _service(bool(core.forge)),
-        "chat": _service(bool(core.chat)),
-        "knowledge": _service(bool(core.knowledge)),
-        "p2p_fog": _service(False),
+        "agent_forge": _service(bool(core.forge), alive.get("forge", True)),
+        "chat": _service(bool(core.chat), alive.get("chat", True)),
+        "knowledge": _service(bool(core.knowledge), alive.get("knowledge", True)),
+        "p2p_fog": _service(False, False),
     }
 
 
-def _service(available: bool, **more: Any) -> dict[str, Any]:
-    return {"status": "running" if available else "absent", "available": available} | more
+def _service(built: bool, alive: bool, **more: Any) -> dict[str, Any]:
+    status = "absent" if not built else "running" if alive else "away"
+    return {"status": status, "available": built and alive} | more

@@ -33,7 +33,7 @@ async def live(socket: WebSocket) -> None:
     await socket.accept()
     talk = Conversation(call.principal, new_id("conn"))
     subscribed: asyncio.Queue[str] = asyncio.Queue()
-    has = {name: service["available"] for name, service in services(call.core).items()}
+    has = {name: service["available"] for name, service in (await services(call.core)).items()}
     await send_json(socket, talk.greeting(has, call.core.clock()))
     await first_to_end(
         _listen(socket, call.core, talk, subscribed), _tell(socket, call.core, talk, subscribed), _watch(socket, call)
@@ -112,10 +112,15 @@ async def _watch(socket: WebSocket, call: Call) -> None:
 async def status_of(core: Core) -> dict[str, Any]:
     """What `get_status` tells, by component."""
     total, active = await core.store.counts(Agent, "list", [("all",), ("status", "active")])
-    known = services(core)
+    known, routed = await services(core), (await core.readiness.checks()).get("router", True)
     connections, _ = core.metrics.sockets_now()
     return {
-        "agents": {"status": "running", "available": True, "registered": total, "active": active},
+        "agents": {
+            "status": "running" if routed else "away",
+            "available": routed,
+            "registered": total,
+            "active": active,
+        },
         "training": known["agent_forge"],
         "chat": known["chat"],
         "knowledge": known["knowledge"],
