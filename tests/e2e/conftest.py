@@ -80,9 +80,9 @@ class Running:
         raise AssertionError(f"not {what} within {seconds:.0f} s; last {last!r}; up said:\n{log}")
 
     @staticmethod
-    def pause() -> None:
+    def pause(seconds: float = 0.2) -> None:
         """Between two looks."""
-        signal.sigtimedwait([], 0.1)
+        signal.sigtimedwait([], seconds)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -95,11 +95,19 @@ class Running:
 
     def get(self, path: str, **query: Any) -> Any:
         """The decoded answer, the envelope's `data` where there is one."""
-        return data(httpx.get(self.url + path, params=query, headers=self.headers, timeout=60))
+        return data(self._ask("GET", path, params=query, timeout=60))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """See `get`."""
-        return data(httpx.post(self.url + path, json=body, headers=self.headers, timeout=120))
+        return data(self._ask("POST", path, json=body, timeout=120))
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """As a good client: one request too many is asked again when the answer says so."""
+        answer = httpx.request(method, self.url + path, headers=self.headers, **options)
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            self.pause(float(answer.headers["Retry-After"]))
+            answer = httpx.request(method, self.url + path, headers=self.headers, **options)
+        return answer
 
     def processes(self) -> list[psutil.Process]:
         """Everything that works for this village, `up` itself not."""
