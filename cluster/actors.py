@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -76,9 +77,22 @@ class TrustKeeper(Keeper):
                 await asyncio.sleep(0.2)
 
 
+class StreamKeeper(Keeper):
+    """Everything else that reads the event stream and keeps something: the audit log, webhooks."""
+
+    async def main(self) -> None:
+        """Each of them in a loop of its own; the first to end takes the process, and all start again."""
+        settings = Settings()
+        store = Store(settings.redis)
+        await asyncio.gather(*(loop(store, settings) for loop in LOOPS))
+
+
+LOOPS: tuple[Callable[[Store, Settings], Awaitable[None]], ...] = ()
+
 RouterActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RouterKeeper)
 TrustActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TrustKeeper)
-ACTORS: dict[str, Any] = {"router": RouterActor, "ledger": TrustActor}
+StreamActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(StreamKeeper)
+ACTORS: dict[str, Any] = {"router": RouterActor, "ledger": TrustActor}  # and "stream": StreamActor once LOOPS has one
 
 
 def start_all(environment: dict[str, str]) -> dict[str, Any]:

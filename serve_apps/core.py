@@ -49,6 +49,8 @@ class Core:
     tasks: Any = Absent("tasks")
     workers: Any = Absent("workers")
     trust: Any = Absent("trust")
+    audit: Any = Absent("audit")
+    webhooks: Any = Absent("webhooks")
     routing: Any = Absent("routing")
     forge: Any = Absent("forge")
     models: Any = Absent("models")

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from cluster.origin import Origin
+
 
 class Event(BaseModel):
     """One entry of the stream. `kind` is `<noun>.<verb>`, as in `task.completed` or `training.progress`."""
@@ -16,6 +18,7 @@ class Event(BaseModel):
     owner: str  # principal that may see it
     at: datetime
     data: dict[str, Any] = {}
+    origin: Origin | None = None  # stamped by the store; never shown to those who follow the stream
     event_id: str = ""  # `evt_<milliseconds>-<n>`: given by the stream, and ordered
 
 
@@ -26,3 +29,9 @@ def stream_id(event_id: str) -> str:
     """The stream's own id inside an event id; raises ValueError for anything else."""
     milliseconds, _, number = event_id.removeprefix("evt_").partition("-")
     return f"{int(milliseconds)}-{int(number)}"
+
+
+def order(event_id: str) -> tuple[int, int]:
+    """An event's place in the stream, comparable. Raises ValueError for what is no event id."""
+    milliseconds, _, number = stream_id(event_id).partition("-")
+    return int(milliseconds), int(number)

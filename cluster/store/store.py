@@ -17,6 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cluster.errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
 from cluster.events.model import START, Event, stream_id
+from cluster.origin import current
 from cluster.store.indexes import EVENTS, Record, entries, index_key, record_key
 
 R = TypeVar("R", bound=Record)
@@ -180,7 +181,7 @@ class Store:
             keys += [record_key(some.kind, some.id), *scores]
             try:
                 body = write.after.model_dump_json() if write.after else ""
-                event = write.event.model_dump_json(exclude={"event_id"}) if write.event else ""
+                event = _entry(write.event) if write.event else ""
             except PydanticSerializationError as error:  # lone surrogates, which JSON can write and UTF-8 cannot
                 raise Invalid("a text in it is not valid Unicode") from error
             arguments += [write.version, body, event, some.id, len(scores)]
@@ -222,8 +223,7 @@ class Store:
 
     async def publish(self, event: Event) -> str:
         """Append an event that belongs to no record's change, such as progress. Returns its id."""
-        entry = event.model_dump_json(exclude={"event_id"})
-        return "evt_" + await self._call(self._redis.xadd(EVENTS, {"event": entry}))
+        return "evt_" + await self._call(self._redis.xadd(EVENTS, {"event": _entry(event)}))
 
     async def events(self, after: str = START, limit: int = 500, wait_seconds: float = 0) -> list[Event]:
         """Events after the id `after`, oldest first; waits up to `wait_seconds` for the first one."""
@@ -263,6 +263,11 @@ class Store:
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
         """Run a component's own Lua script, which lies beside its owner and names its keys in its first comment."""
         return await self._call(self._redis.register_script(script)(keys=list(keys), args=list(arguments)))
+
+
+def _entry(event: Event) -> str:
+    origin = event.origin or current()
+    return event.model_copy(update={"origin": origin}).model_dump_json(exclude={"event_id"}, exclude_defaults=True)
 
 
 def _flat(rows: Any) -> Iterable[tuple[str, dict[str, str]]]:

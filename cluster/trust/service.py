@@ -6,25 +6,17 @@ from datetime import datetime
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, Invalid
 from cluster.events import Event
-from cluster.events.model import START, stream_id
+from cluster.events.cursor import Cursor, forget_what_all_have_read
+from cluster.events.model import START, order
 from cluster.identity.model import Principal
 from cluster.presence import BEAT_SECONDS, beat
-from cluster.store import Page, Record, Store, Write
+from cluster.store import Page, Store, Write
 from cluster.tasks.events import OUTCOMES
 from cluster.trust import ledger, score
 from cluster.trust.ledger import Standing, TrustRecord
 from cluster.trust.score import TrustEvent
 
 RACES = 100
-KEEP_EVENTS_MS = 24 * 3600 * 1000  # a reader that is away longer starts from what is left
-
-
-class Cursor(Record):
-    """How far a durable reader of the stream has come."""
-
-    kind = "cursor"
-    cursor_id: str
-    event_id: str = START
 
 
 class Trust:
@@ -109,7 +101,7 @@ def credited(standing: Standing, events: Sequence[Event]) -> tuple[Standing, lis
     """The standing and the lines after the outcomes in `events`. An event that is in it already adds nothing."""
     lines: list[TrustRecord] = []
     for event in events:
-        if standing.through and _order(event.event_id) <= _order(standing.through):
+        if standing.through and order(event.event_id) <= order(standing.through):
             continue
         kind = TrustEvent(f"task_{event.data['outcome'].lower()}")
         seconds = event.data["execution_time_seconds"]
@@ -120,11 +112,6 @@ def credited(standing: Standing, events: Sequence[Event]) -> tuple[Standing, lis
         standing = standing.model_copy(update={"through": event.event_id})
         lines.append(line)
     return standing, lines
-
-
-def _order(event_id: str) -> tuple[int, int]:
-    milliseconds, _, number = stream_id(event_id).partition("-")
-    return int(milliseconds), int(number)
 
 
 class LedgerKeeper:
@@ -156,10 +143,8 @@ class LedgerKeeper:
             self.counted += await self._credit(agent_id, events)
         if batch:
             self.cursor = batch[-1].event_id
-        if by_agent:  # skipping what is nothing to the ledger is cheap to repeat, so it is not worth a write
-            place = Cursor(cursor_id=self.NAME, event_id=self.cursor)
-            await self.store.upsert(place, lambda _: place)
-            await self._forget()
+        if by_agent:  # skipping what is nothing to the ledger is cheap to repeat; the next beat notes it
+            await self._keep_place()
         return sum(len(events) for events in by_agent.values())
 
     async def _credit(self, agent_id: str, events: Sequence[Event]) -> int:
@@ -175,10 +160,12 @@ class LedgerKeeper:
                 return len(lines)
         raise Conflict("the agent's standing is changed by too many at once", agent_id=agent_id)
 
-    async def _forget(self) -> None:
-        milliseconds, _ = _order(self.cursor)
-        await self.store.forget_events(f"evt_{max(0, milliseconds - KEEP_EVENTS_MS)}-0")
+    async def _keep_place(self) -> None:
+        place = Cursor(cursor_id=self.NAME, event_id=self.cursor)
+        await self.store.upsert(place, lambda _: place)
 
     async def beat(self) -> None:
-        """Say that the ledger is kept."""
+        """Say that the ledger is kept, and how far."""
+        await self._keep_place()
+        await forget_what_all_have_read(self.store)
         await beat(self.store, self.NAME, self.clock(), {"cursor": self.cursor, "counted": self.counted})

@@ -1,22 +1,22 @@
-"""Who calls: a Bearer token or an API key becomes one Principal, and a route says by type what it must be allowed.
+"""Who calls: a Bearer token or an API key becomes one Principal; `serve_apps.scopes` says what it must be allowed.
 
 @router.post("")
-async def submit(body: Submission, who: TasksWriter, core: FromCore) -> Submitted: ...
+async def submit(body: Submission, who: SignedIn, core: FromCore) -> Submitted: ...
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 from urllib.parse import parse_qs
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import Forbidden, Unauthenticated
 from cluster.identity.keys import PREFIX
 from cluster.identity.model import Principal
 from cluster.identity.service import Identity
 from serve_apps.kit.call import Call, call_of
+from serve_apps.scopes import OPEN, SIGNED_IN
 
 
 def credential(scope: Scope) -> str:
@@ -54,30 +54,27 @@ def signed_in(call: Call) -> Principal:
     return call.principal
 
 
-def _holder(scope: str) -> Callable[[HTTPConnection], Awaitable[Principal]]:
-    async def principal(connection: HTTPConnection) -> Principal:
-        who = signed_in(call_of(connection.scope))
-        if scope and not who.may(scope):
-            raise Forbidden(f"the scope {scope} is needed", required_scope=scope, scopes=sorted(who.scopes))
-        return who
+def allow(call: Call, needed: str) -> None:
+    """Return if the call may go on to a route that needs this scope. Raises `Unauthenticated`, `Forbidden`."""
+    if needed == OPEN:
+        return
+    who = signed_in(call)
+    if needed != SIGNED_IN and not who.may(needed):
+        raise Forbidden(f"the scope {needed} is needed", required_scope=needed, scopes=sorted(who.scopes))
 
-    return principal
+
+def guarded(app: ASGIApp, needed: str) -> ASGIApp:
+    """The app of a route, behind its scope: nothing of a body is read for a caller who may not send it."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        allow(call_of(scope), needed)
+        await app(scope, receive, send)
+
+    return guard
 
 
-SignedIn = Annotated[Principal, Depends(_holder(""))]
-Admin = Annotated[Principal, Depends(_holder("admin"))]
-TasksReader = Annotated[Principal, Depends(_holder("tasks:read"))]
-TasksWriter = Annotated[Principal, Depends(_holder("tasks:write"))]
-AgentsReader = Annotated[Principal, Depends(_holder("agents:read"))]
-AgentsWriter = Annotated[Principal, Depends(_holder("agents:write"))]
-AgentsAdmin = Annotated[Principal, Depends(_holder("agents:admin"))]
-WebhooksManager = Annotated[Principal, Depends(_holder("webhooks:manage"))]
-KeysManager = Annotated[Principal, Depends(_holder("keys:manage"))]
-AuditReader = Annotated[Principal, Depends(_holder("audit:read"))]
-ModelsReader = Annotated[Principal, Depends(_holder("models:read"))]
-ModelsWriter = Annotated[Principal, Depends(_holder("models:write"))]
-ChatWriter = Annotated[Principal, Depends(_holder("chat:write"))]
-KnowledgeReader = Annotated[Principal, Depends(_holder("knowledge:read"))]
-KnowledgeWriter = Annotated[Principal, Depends(_holder("knowledge:write"))]
-FogReader = Annotated[Principal, Depends(_holder("fog:read"))]
-FogWriter = Annotated[Principal, Depends(_holder("fog:write"))]
+async def _principal(connection: HTTPConnection) -> Principal:
+    return signed_in(call_of(connection.scope))
+
+
+SignedIn = Annotated[Principal, Depends(_principal)]

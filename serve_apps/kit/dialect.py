@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from cluster.clock import iso
@@ -20,6 +20,7 @@ from cluster.errors import Invalid, LimitExceeded, NotFound, Unauthenticated, Vi
 from serve_apps.kit import auth, documented
 from serve_apps.kit.call import Call, call_of
 from serve_apps.kit.routing import allowed_methods, order
+from serve_apps.scopes import SCOPES
 
 log = structlog.get_logger()
 
@@ -138,6 +139,12 @@ class DialectApp:
             api.include_router(router)
         documented.add_missing(api, self.dialect.documented)
         api.router.default = _nowhere
+        scopes = SCOPES[self.dialect.tag]
+        for route in api.router.routes:
+            assert isinstance(route, (Route, WebSocketRoute))
+            for method in getattr(route, "methods", None) or ("WS",):
+                if method != "HEAD":
+                    route.app = auth.guarded(route.app, scopes[f"{method} {route.path_format}"])
         api.router.routes.sort(key=order)  # a literal path before one with parameters, whoever declared it first
         for kind in (VillageError, RequestValidationError, HTTPException, Exception):
             api.add_exception_handler(kind, self._answer)

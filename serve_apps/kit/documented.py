@@ -8,19 +8,16 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from cluster.errors import NotBuilt
-from serve_apps.kit.auth import SignedIn, signed_in
-from serve_apps.kit.call import call_of
 from serve_apps.kit.routing import template
 
 
-async def not_built(who: SignedIn) -> None:
+async def not_built() -> None:
     """501."""
     raise NotBuilt("this endpoint is documented, and not built yet")
 
 
 async def socket_not_built(socket: WebSocket) -> None:
     """501, as an answer to the handshake."""
-    signed_in(call_of(socket.scope))
     raise NotBuilt("this WebSocket is documented, and not built yet")
 
 

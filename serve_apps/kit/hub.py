@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import structlog
 
-from cluster.events.model import Event
+from cluster.events.model import Event, order
 from cluster.store import Store
 
 log = structlog.get_logger()
@@ -50,16 +50,16 @@ class Hub:
         self._listeners.add(listener)
         try:
             await self._follow()
-            last = place(after)
+            last = order(after)
             # Live events gather in the queue meanwhile; those that the backlog held too are dropped by their place.
             async for event in self._backlog(after):
-                last = place(event.event_id)
+                last = order(event.event_id)
                 if wants(event):
                     yield event
             while not (listener.behind and listener.queue.empty()):
                 event = await listener.queue.get()
-                if place(event.event_id) > last:
-                    last = place(event.event_id)
+                if order(event.event_id) > last:
+                    last = order(event.event_id)
                     yield event
             raise TooSlow
         finally:
@@ -93,9 +93,3 @@ class Hub:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-
-
-def place(event_id: str) -> tuple[int, int]:
-    """An event's place in the stream, comparable. Raises ValueError for what is no event id."""
-    milliseconds, _, number = event_id.removeprefix("evt_").partition("-")
-    return int(milliseconds), int(number or 0)

@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_apps.kit.call import call_of
+from serve_apps.scopes import OPEN, SCOPES, SIGNED_IN
 
 if TYPE_CHECKING:
     from serve_apps.kit.dialect import Dialect, DialectApp
@@ -94,7 +95,10 @@ def _finished(app: DialectApp, path: str, operations: dict[str, Any]) -> dict[st
     }
     for method, operation in operations.items():
         operation["tags"] = [dialect.tag]
-        operation["security"] = [] if is_open(dialect, path) else [{"bearer": []}, {"apiKey": []}]
+        needed = SCOPES[dialect.tag][f"{method.upper()} {path}"]
+        operation["security"] = [] if needed == OPEN else [{"bearer": []}, {"apiKey": []}]
+        if needed not in (OPEN, SIGNED_IN):
+            operation["x-required-scope"] = needed
         operation["responses"].pop("422", None)  # FastAPI's own, which no dialect sends
         operation["responses"]["default"] = {"description": f"An error, in {dialect.name}'s format"}
         if (method, path) in wrapped:
@@ -107,11 +111,6 @@ def _wrap(dialect: Dialect, responses: dict[str, Any]) -> None:
         media = response.get("content", {}).get("application/json")
         if media is not None and status.startswith("2"):
             media["schema"] = dialect.wrap_schema(media.get("schema", {}))
-
-
-def is_open(dialect: Dialect, path: str) -> bool:
-    """Whether the path needs no principal."""
-    return path in dialect.uncounted or path.startswith("/auth/")
 
 
 def listing(document: dict[str, Any]) -> str:

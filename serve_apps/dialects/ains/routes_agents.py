@@ -9,7 +9,7 @@ from cluster.clock import iso, utc_now
 from cluster.trust.ledger import Standing
 from cluster.workers.model import Agent
 from serve_apps.core import FromCore
-from serve_apps.kit.auth import AgentsReader, AgentsWriter
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(prefix="/ains/agents")
 TAG = r"^[A-Za-z0-9._-]{1,100}:[A-Za-z0-9._-]{1,50}$"
@@ -55,7 +55,7 @@ def listed(agent: Agent, standing: Standing) -> dict[str, Any]:
 
 
 @router.post("", status_code=201)
-async def register(body: Registration, who: AgentsWriter, core: FromCore) -> dict[str, Any]:
+async def register(body: Registration, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Register an agent."""
     agent = await core.workers.register(
         who, agent_id=body.agent_id, display_name=body.display_name, public_key=body.public_key,
@@ -71,7 +71,7 @@ async def register(body: Registration, who: AgentsWriter, core: FromCore) -> dic
 
 @router.get("")
 async def list_agents(
-    who: AgentsReader,
+    who: SignedIn,
     core: FromCore,
     tag: str = "",
     trust_min: Annotated[float | None, Query(ge=0, le=1)] = None,
@@ -90,9 +90,7 @@ async def list_agents(
 
 
 @router.get("/leaderboard")
-async def leaderboard(
-    who: AgentsReader, core: FromCore, limit: Annotated[int, Query(ge=1, le=100)] = 10
-) -> dict[str, Any]:
+async def leaderboard(who: SignedIn, core: FromCore, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> dict[str, Any]:
     """Agents with a record, by trust."""
     standings = await core.trust.best(limit)
     agents = {a.agent_id: a for a in await core.store.many(Agent, [s.standing_id for s in standings])}
@@ -107,7 +105,7 @@ async def leaderboard(
 
 
 @router.get("/{agent_id}")
-async def get_agent(agent_id: str, who: AgentsReader, core: FromCore) -> dict[str, Any]:
+async def get_agent(agent_id: str, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """An agent in full."""
     agent = await core.workers.get(agent_id)
     load, standing = await core.workers.load(agent_id), await core.trust.standing(agent_id)

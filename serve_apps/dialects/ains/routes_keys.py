@@ -10,7 +10,7 @@ from cluster.clock import iso
 from cluster.identity.apikeys import PER_HOUR, PER_MINUTE
 from cluster.identity.records import ApiKey
 from serve_apps.core import FromCore
-from serve_apps.kit.auth import KeysManager
+from serve_apps.kit.auth import SignedIn
 from serve_apps.kit.pagination import Limit50, Offset
 
 router = APIRouter(prefix="/ains/api-keys")
@@ -88,7 +88,7 @@ def _fields(key: ApiKey) -> dict[str, object]:
 
 
 @router.post("", status_code=201)
-async def create_api_key(body: KeyRequest, who: KeysManager, core: FromCore) -> NewKey:
+async def create_api_key(body: KeyRequest, who: SignedIn, core: FromCore) -> NewKey:
     """Make a key. Its value is shown here and never again."""
     record, key = await core.identity.create_key(
         who,
@@ -104,7 +104,7 @@ async def create_api_key(body: KeyRequest, who: KeysManager, core: FromCore) -> 
 
 @router.get("")
 async def list_api_keys(
-    who: KeysManager, core: FromCore, client_id: Annotated[str, Query(max_length=128)] = "", active_only: bool = False,
+    who: SignedIn, core: FromCore, client_id: Annotated[str, Query(max_length=128)] = "", active_only: bool = False,
     limit: Limit50 = 50, offset: Offset = 0,
 ) -> KeyList:  # fmt: skip
     """Keys, newest first."""
@@ -118,7 +118,7 @@ async def list_api_keys(
 
 
 @router.delete("/{key_id}")
-async def revoke_api_key(key_id: str, who: KeysManager, core: FromCore) -> Revoked:
+async def revoke_api_key(key_id: str, who: SignedIn, core: FromCore) -> Revoked:
     """Close a key for good."""
     key = await core.identity.revoke_key(who, key_id)
     assert key.revoked_at is not None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from cluster.routing.strategies import CATALOGUE, DEFAULT
 from serve_apps.core import FromCore
 from serve_apps.dialects.ains.routes_agents import counted
-from serve_apps.kit.auth import TasksReader
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(prefix="/ains/routing")
 
@@ -22,7 +22,7 @@ class Trial(BaseModel):
 
 
 @router.post("/test")
-async def try_out(body: Trial, who: TasksReader, core: FromCore) -> dict[str, Any]:
+async def try_out(body: Trial, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Who would get such a task now; nothing changes."""
     found = await core.routing.preview(body.capability_required, body.routing_strategy)
     counts = counted(found.standing)
@@ -38,7 +38,7 @@ async def try_out(body: Trial, who: TasksReader, core: FromCore) -> dict[str, An
 
 
 @router.get("/strategies")
-async def strategies(who: TasksReader) -> dict[str, Any]:
+async def strategies(who: SignedIn) -> dict[str, Any]:
     """The strategies and what each is for."""
     return {
         "strategies": [

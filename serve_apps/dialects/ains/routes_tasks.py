@@ -11,7 +11,7 @@ from cluster.routing.strategies import DEFAULT
 from cluster.tasks.model import Task, TaskState
 from cluster.tasks.service import TaskSpec
 from serve_apps.core import FromCore
-from serve_apps.kit.auth import TasksReader, TasksWriter
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(prefix="/ains/tasks")
 MAX_BATCH = 100
@@ -102,14 +102,14 @@ def shown(task: Task) -> dict[str, Any]:
 
 
 @router.post("", status_code=201)
-async def submit(body: Submission, who: TasksWriter, core: FromCore) -> dict[str, Any]:
+async def submit(body: Submission, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Submit a task."""
     [task] = await core.tasks.submit(who, [body.spec()])
     return submitted(task)
 
 
 @router.post("/batch", status_code=201)
-async def submit_batch(body: Batch, who: TasksWriter, core: FromCore) -> dict[str, Any]:
+async def submit_batch(body: Batch, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Submit up to 100 tasks in one commit: all of them, or none."""
     begun = time.perf_counter()
     tasks = await core.tasks.submit(who, [item.spec() for item in body.tasks])
@@ -121,7 +121,7 @@ async def submit_batch(body: Batch, who: TasksWriter, core: FromCore) -> dict[st
 
 @router.get("")
 async def list_tasks(
-    who: TasksReader,
+    who: SignedIn,
     core: FromCore,
     client_id: str = "",
     status: TaskState | None = None,
@@ -141,13 +141,13 @@ async def list_tasks(
 
 
 @router.get("/{task_id}")
-async def get_task(task_id: str, who: TasksReader, core: FromCore) -> dict[str, Any]:
+async def get_task(task_id: str, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """A task in full."""
     return shown(await core.tasks.get(who, task_id))
 
 
 @router.post("/{task_id}/cancel")
-async def cancel(task_id: str, body: Cancellation, who: TasksWriter, core: FromCore) -> dict[str, Any]:
+async def cancel(task_id: str, body: Cancellation, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Cancel a task that has not ended."""
     task = await core.tasks.cancel(who, task_id, body.reason)
     return {
@@ -156,7 +156,7 @@ async def cancel(task_id: str, body: Cancellation, who: TasksWriter, core: FromC
 
 
 @router.patch("/{task_id}/priority")
-async def prioritise(task_id: str, body: NewPriority, who: TasksWriter, core: FromCore) -> dict[str, Any]:
+async def prioritise(task_id: str, body: NewPriority, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Move a waiting task in the queue."""
     task, before = await core.tasks.prioritise(who, task_id, body.priority)
     return {
@@ -166,7 +166,7 @@ async def prioritise(task_id: str, body: NewPriority, who: TasksWriter, core: Fr
 
 
 @router.get("/{task_id}/dependencies")
-async def dependencies(task_id: str, who: TasksReader, core: FromCore) -> dict[str, Any]:
+async def dependencies(task_id: str, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """What the task waits for."""
     found = await core.tasks.dependencies(who, task_id)
     return {

@@ -11,7 +11,7 @@ from cluster.trust import score
 from cluster.trust.ledger import TrustRecord
 from serve_apps.core import FromCore
 from serve_apps.dialects.ains.routes_agents import counted
-from serve_apps.kit.auth import AgentsAdmin, AgentsReader
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(prefix="/ains/agents/{agent_id}/trust")
 
@@ -39,7 +39,7 @@ def shown(record: TrustRecord) -> dict[str, Any]:
 
 
 @router.get("")
-async def metrics(agent_id: str, who: AgentsReader, core: FromCore) -> dict[str, Any]:
+async def metrics(agent_id: str, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Where the agent stands."""
     await core.workers.get(agent_id)
     standing = await core.trust.standing(agent_id)
@@ -55,7 +55,7 @@ async def metrics(agent_id: str, who: AgentsReader, core: FromCore) -> dict[str,
 @router.get("/history")
 async def history(
     agent_id: str,
-    who: AgentsReader,
+    who: SignedIn,
     core: FromCore,
     start_date: datetime | None = None,
     end_date: datetime | None = None,
@@ -73,7 +73,7 @@ async def history(
 
 
 @router.post("/adjust")
-async def adjust(agent_id: str, body: Adjustment, who: AgentsAdmin, core: FromCore) -> dict[str, Any]:
+async def adjust(agent_id: str, body: Adjustment, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Shift the score by exactly `delta`."""
     await core.workers.get(agent_id)
     record = await core.trust.adjust(who, agent_id, body.delta, body.reason)

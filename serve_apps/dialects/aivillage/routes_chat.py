@@ -16,7 +16,7 @@ from serve_apps.chat.stream import DONE, ClientGone, EventStream, while_wanted
 from serve_apps.core import FromCore
 from serve_apps.dialects.aivillage.envelope import VillageRoute
 from serve_apps.dialects.aivillage.errors import CODES
-from serve_apps.kit.auth import ChatWriter
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(route_class=VillageRoute)
 
@@ -52,7 +52,7 @@ class ChatRequest(BaseModel):
 
 
 @router.post("/v1/chat", response_description="Chat completed successfully", response_model=dict[str, Any])
-async def chat(body: ChatRequest, request: Request, who: ChatWriter, core: FromCore) -> Any:
+async def chat(body: ChatRequest, request: Request, who: SignedIn, core: FromCore) -> Any:
     """One message of a conversation and its answer, whole or as a stream of events."""
     steps = core.chat.converse(who, body.model_id, body.message, body.conversation_id or "", body.sampling())
     if body.stream:

@@ -11,7 +11,7 @@ from rag.model import DocumentRecord
 from serve_apps import prose
 from serve_apps.core import FromCore
 from serve_apps.dialects.aivillage.envelope import VillageRoute
-from serve_apps.kit.auth import KnowledgeReader, KnowledgeWriter
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(prefix="/v1", route_class=VillageRoute)
 
@@ -125,7 +125,7 @@ class Deleted(BaseModel):
 
 
 @router.post("/knowledge", response_description="Knowledge added successfully")
-async def add(body: KnowledgeRequest, who: KnowledgeWriter, core: FromCore) -> KnowledgeAnswer:
+async def add(body: KnowledgeRequest, who: SignedIn, core: FromCore) -> KnowledgeAnswer:
     """Add a document: it is cut into chunks, embedded, indexed and linked."""
     added = await core.knowledge.add(
         who, body.content, body.metadata, body.chunk_strategy, body.generate_embeddings, body.update_knowledge_graph,
@@ -143,7 +143,7 @@ async def add(body: KnowledgeRequest, who: KnowledgeWriter, core: FromCore) -> K
 
 
 @router.post("/query", response_description="Query processed successfully")
-async def query(body: QueryRequest, who: KnowledgeReader, core: FromCore) -> QueryAnswer:
+async def query(body: QueryRequest, who: SignedIn, core: FromCore) -> QueryAnswer:
     """Answer from the documents that the caller may see."""
     answer = await core.knowledge.query(
         who, body.query, body.max_results, body.include_sources, body.mode, body.filters, body.context,
@@ -154,7 +154,7 @@ async def query(body: QueryRequest, who: KnowledgeReader, core: FromCore) -> Que
 
 @router.get("/knowledge", response_description="Documents listed")
 async def documents(
-    who: KnowledgeReader,
+    who: SignedIn,
     core: FromCore,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     offset: Annotated[int, Query(ge=0)] = 0,
@@ -167,14 +167,14 @@ async def documents(
 
 
 @router.get("/knowledge/{document_id}", response_description="Document found")
-async def document(document_id: str, who: KnowledgeReader, core: FromCore) -> DocumentContent:
+async def document(document_id: str, who: SignedIn, core: FromCore) -> DocumentContent:
     """One document with its text."""
     found = await core.knowledge.get(who, document_id)
     return DocumentContent(**described(found.record), content=found.content)
 
 
 @router.delete("/knowledge/{document_id}", response_description="Knowledge removed")
-async def delete(document_id: str, who: KnowledgeWriter, core: FromCore) -> Deleted:
+async def delete(document_id: str, who: SignedIn, core: FromCore) -> Deleted:
     """Remove a document and everything that was made from it."""
     await core.knowledge.delete(who, document_id)
     return Deleted(document_id=document_id, deleted_at=iso(core.clock()))

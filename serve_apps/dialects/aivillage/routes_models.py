@@ -12,7 +12,7 @@ from cluster.errors import Invalid
 from cluster.identity.model import SYSTEM
 from serve_apps.core import Core, FromCore
 from serve_apps.dialects.aivillage.envelope import VillageRoute
-from serve_apps.kit.auth import ModelsReader, ModelsWriter
+from serve_apps.kit.auth import SignedIn
 from serve_apps.kit.call import FromCall
 from serve_apps.kit.pagination import Limit10, Offset
 from train.registry import Model, ModelState
@@ -192,9 +192,7 @@ def model_answer(model: Model) -> ModelAnswer:
 
 
 @router.post("/train")
-async def train(
-    body: TrainRequest, who: ModelsWriter, core: FromCore, call: FromCall, request: Request
-) -> TrainingStarted:
+async def train(body: TrainRequest, who: SignedIn, core: FromCore, call: FromCall, request: Request) -> TrainingStarted:
     """Start a training run; its progress comes over `/ws`."""
     if not body.real_training:
         raise Invalid("there is only real training here", field="real_training", allowed_values=[True])
@@ -216,14 +214,14 @@ async def train(
 
 
 @router.get("/train/{task_id}/status", response_description="Training status retrieved")
-async def training_status(task_id: str, who: ModelsReader, core: FromCore) -> RunStatus:
+async def training_status(task_id: str, who: SignedIn, core: FromCore) -> RunStatus:
     """A run as it is now."""
     return status_of(await core.forge.get(who, task_id))
 
 
 @router.get("/train/{task_id}/logs", response_description="Training logs retrieved")
 async def training_logs(
-    task_id: str, who: ModelsReader, core: FromCore, tail: Annotated[int, Query(ge=1, le=10_000)] = 200
+    task_id: str, who: SignedIn, core: FromCore, tail: Annotated[int, Query(ge=1, le=10_000)] = 200
 ) -> RunLogs:
     """The last lines of its log."""
     return RunLogs(task_id=task_id, logs=await core.forge.logs(who, task_id, tail))
@@ -231,14 +229,14 @@ async def training_logs(
 
 @router.post("/train/{task_id}/cancel", response_description="Training cancelled")
 @router.delete("/train/{task_id}", response_description="Training cancelled", operation_id="aivillage_delete_training")
-async def cancel_training(task_id: str, who: ModelsWriter, core: FromCore) -> RunStatus:
+async def cancel_training(task_id: str, who: SignedIn, core: FromCore) -> RunStatus:
     """End a run that has not ended."""
     return status_of(await core.forge.cancel(who, task_id))
 
 
 @router.get("", response_description="Models retrieved successfully")
 async def list_models(
-    who: ModelsReader, core: FromCore, limit: Limit10 = 10, offset: Offset = 0,
+    who: SignedIn, core: FromCore, limit: Limit10 = 10, offset: Offset = 0,
     status: Literal["training", "completed", "failed", "cancelled", "all"] = "all",
     phase: Annotated[str, Query(max_length=64)] = "",
 ) -> ModelList:  # fmt: skip
@@ -248,13 +246,13 @@ async def list_models(
 
 
 @router.get("/{model_id}", response_description="Model retrieved")
-async def get_model(model_id: str, who: ModelsReader, core: FromCore) -> ModelAnswer:
+async def get_model(model_id: str, who: SignedIn, core: FromCore) -> ModelAnswer:
     """One model, by id or name."""
     return model_answer(await core.models.get(who, model_id))
 
 
 @router.get("/{model_id}/download", response_class=StreamingResponse)
-async def download(model_id: str, who: ModelsReader, core: FromCore) -> StreamingResponse:
+async def download(model_id: str, who: SignedIn, core: FromCore) -> StreamingResponse:
     """The model's folder (safetensors, tokenizer, configuration) as a tar."""
     model = await core.models.get(who, model_id)
     pieces = await core.models.archive(who, model.model_id)
@@ -263,6 +261,6 @@ async def download(model_id: str, who: ModelsReader, core: FromCore) -> Streamin
 
 
 @router.delete("/{model_id}", response_description="Model deleted")
-async def delete_model(model_id: str, who: ModelsWriter, core: FromCore) -> Deleted:
+async def delete_model(model_id: str, who: SignedIn, core: FromCore) -> Deleted:
     """Remove a model of one's own for good."""
     return Deleted(model_id=(await core.models.delete(who, model_id)).model_id)

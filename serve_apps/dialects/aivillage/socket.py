@@ -6,9 +6,8 @@ from typing import Any
 
 from cluster.clock import iso
 from cluster.errors import Invalid
-from cluster.events.model import Event
+from cluster.events.model import Event, order
 from cluster.identity.model import Principal
-from serve_apps.kit.hub import place
 
 TOPICS = {  # topic -> the nouns of its events' kinds
     "training_progress": ("training",),
@@ -74,7 +73,7 @@ class Conversation:
         after = message.get("last_event_id")
         if after is not None:
             try:
-                place(str(after))
+                order(str(after))
             except ValueError as error:
                 raise Invalid("last_event_id is not an event's id", field="last_event_id") from error
         self.topics, self.filters = frozenset(topics), filters

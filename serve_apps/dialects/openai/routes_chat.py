@@ -12,13 +12,13 @@ from serve_apps.core import FromCore
 from serve_apps.dialects.openai.chunks import chunks, completion
 from serve_apps.dialects.openai.errors import error_event
 from serve_apps.dialects.openai.schemas import CompletionRequest
-from serve_apps.kit.auth import ChatWriter
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(prefix="/openai/v1/chat")
 
 
 @router.post("/completions", response_class=Response)
-async def complete(body: CompletionRequest, request: Request, who: ChatWriter, core: FromCore) -> Response:
+async def complete(body: CompletionRequest, request: Request, who: SignedIn, core: FromCore) -> Response:
     """A reply to the messages, whole or as a stream of chunks."""
     sampling, turns = body.sampling(), body.turns()
     model, steps = await core.chat.complete(who, body.model, turns, sampling)

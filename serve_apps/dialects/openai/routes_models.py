@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from serve_apps.chat.engine import ModelRef
 from serve_apps.core import FromCore
-from serve_apps.kit.auth import ModelsReader
+from serve_apps.kit.auth import SignedIn
 
 router = APIRouter(prefix="/openai/v1/models")
 
@@ -20,12 +20,12 @@ def shown(model: ModelRef) -> dict[str, Any]:
 
 
 @router.get("")
-async def listed(who: ModelsReader, core: FromCore) -> dict[str, Any]:
+async def listed(who: SignedIn, core: FromCore) -> dict[str, Any]:
     """Every model that the caller may chat with, the default one first."""
     return {"object": "list", "data": [shown(model) for model in await core.chat.listed(who)]}
 
 
 @router.get("/{model_id}")
-async def one(model_id: str, who: ModelsReader, core: FromCore) -> dict[str, Any]:
+async def one(model_id: str, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """One model, by id or name."""
     return shown(await core.chat.model(who, model_id))

@@ -6,10 +6,11 @@ import pytest
 from cluster.clock import utc_now
 from cluster.errors import Invalid, Unavailable
 from cluster.events import Event
+from cluster.events.cursor import Cursor
 from cluster.identity.model import SYSTEM
 from cluster.store import Store, Write
 from cluster.trust.ledger import Standing, TrustRecord
-from cluster.trust.service import Cursor, LedgerKeeper, Trust
+from cluster.trust.service import LedgerKeeper, Trust
 
 NOON = utc_now()
 

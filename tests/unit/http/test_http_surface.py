@@ -4,13 +4,17 @@ import json
 import re
 from pathlib import Path
 
-from http_harness import Client
+import pytest
+from http_harness import PASSWORD, Client
 
+from cluster.identity.model import FINE_SCOPES
 from serve_apps.core import Core
 from serve_apps.dialects import DIALECTS
-from serve_apps.gateway import Gateway
+from serve_apps.gateway import Gateway, build_gateway
 from serve_apps.kit.metrics import Metrics, exposition
 from serve_apps.kit.routing import order, template
+from serve_apps.scopes import OPEN as OPEN_TO_ALL
+from serve_apps.scopes import SCOPES, SIGNED_IN
 
 EXAMPLES = json.loads((Path(__file__).parents[2] / "contract" / "examples.json").read_text())
 HTTP = {key: spec for key, spec in EXAMPLES.items() if spec["method"] != "WS"}
@@ -52,6 +56,42 @@ async def test_what_is_not_built_says_so(client: Client, admin, gateway: Gateway
     for key, spec in unbuilt.items():
         answer = await client.request(spec["method"], called(spec), headers=admin, json=spec["request"])
         assert answer.status_code == 501, (key, answer.text)
+
+
+def test_every_route_has_a_scope_and_every_scope_a_route(gateway: Gateway):
+    served = {
+        (app.dialect.tag, f"{method} {route.path_format}")
+        for app in gateway.apps
+        for route in app.api.routes
+        for method in getattr(route, "methods", None) or ("WS",)
+        if method != "HEAD"
+    }
+    assert served == {(tag, route) for tag, routes in SCOPES.items() for route in routes}
+    assert {scope for routes in SCOPES.values() for scope in routes.values()} <= FINE_SCOPES | {
+        OPEN_TO_ALL,
+        SIGNED_IN,
+        "admin",
+    }
+
+
+def test_a_route_without_a_scope_does_not_start(core: Core, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(SCOPES["AINS"], "GET /ains/version")
+    with pytest.raises(KeyError, match="/ains/version"):
+        build_gateway(core)
+
+
+async def test_no_route_answers_to_a_key_without_its_scope(client: Client, core: Core):
+    who = await core.identity.create_user("nobody", PASSWORD, frozenset())
+    nobody = {"Authorization": f"Bearer {(await core.identity.token(who.username, PASSWORD)).access_token}"}
+    for routes in SCOPES.values():
+        for route, scope in routes.items():
+            method, path = route.split()
+            if method == "WS" or scope == OPEN_TO_ALL:
+                continue
+            path = re.sub(r"\{[^}]*\}", "some-id", path)
+            assert (await client.request(method, path)).status_code == 401, route
+            answer = await client.request(method, path, headers=nobody, content=b"{nonsense")
+            assert answer.status_code == 403 or scope == SIGNED_IN, (route, answer.text)
 
 
 async def test_open_paths_need_nobody(client: Client):
