@@ -6,7 +6,7 @@ UV := .venv/bin/uv
 TORCH_FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit lint format types check bench conformance lock clean
+.PHONY: help run test unit lint format types check bench conformance openapi fuzz lock clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -23,11 +23,11 @@ help:  ## list these commands
 run: .venv/ready  ## run the village on this machine: gateway on :8080, farm on :8765
 	.venv/bin/village up
 
-test: .venv/ready  ## run every test: unit, cluster, end to end
-	$(PY) -m pytest
+test: unit  ## run every test: unit, cluster, end to end
+	$(PY) -m pytest tests/cluster tests/e2e
 
 unit: .venv/ready  ## run the fast tests only
-	$(PY) -m pytest tests/unit
+	$(PY) -m pytest -n auto --dist loadfile tests/unit
 
 lint: .venv/ready  ## ruff: format and lint
 	.venv/bin/ruff format --check .
@@ -47,6 +47,13 @@ bench: .venv/ready  ## the benchmarks, each beside its peer (results in benchmar
 
 conformance: .venv/ready  ## the five APIs' documents against a running village
 	PYTHONPATH=tests $(PY) -m contract.conformance
+
+openapi: .venv/ready  ## write docs/openapi.json anew
+	cp tests/contract/examples.json serve_apps/kit/examples.json
+	$(PY) -m serve_apps.openapi docs/openapi.json
+
+fuzz: .venv/ready  ## Schemathesis over every operation, for long
+	VILLAGE_FUZZ_EXAMPLES=300 $(PY) -m pytest tests/unit/http/test_schemathesis.py --timeout 0
 
 lock: .venv/ready  ## resolve pyproject.toml anew into requirements.lock
 	$(UV) pip compile -q pyproject.toml --extra cpu --group dev $(TORCH_FROM) --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o requirements.lock

@@ -50,6 +50,8 @@ def main() -> None:
         up.terminate()
         up.wait(60)
     run("benchmarks.chat", "--model", model)
+    run("benchmarks.webhooks")
+    run("benchmarks.websockets")
     run("benchmarks.forge")
     run("benchmarks.village")
 

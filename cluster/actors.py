@@ -9,6 +9,8 @@ from typing import Any
 
 import ray
 
+from cluster import logs, tracing
+from cluster.audit.keeper import keep_audit
 from cluster.errors import Unavailable
 from cluster.presence import BEAT_SECONDS
 from cluster.routing.router import Router
@@ -16,6 +18,7 @@ from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tasks.delivery import Delivery
 from cluster.trust.service import LedgerKeeper, Trust
+from cluster.webhooks.dispatcher import dispatch
 
 NAMESPACE = "village"
 log = logging.getLogger("village.actors")
@@ -24,8 +27,11 @@ log = logging.getLogger("village.actors")
 class Keeper:
     """A process that runs one loop. When the loop ends, so does the process, and Ray starts another."""
 
+    PART = ""
+
     def __init__(self) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        logs.configure(self.PART)
+        tracing.configure(Settings(), self.PART)
         threading.Thread(target=self._forever, daemon=True).start()
 
     def _forever(self) -> None:
@@ -47,6 +53,8 @@ class Keeper:
 class RouterKeeper(Keeper):
     """Routes and delivers tasks."""
 
+    PART = "router"
+
     async def main(self) -> None:
         """See `Router.run`."""
         settings = Settings()
@@ -57,6 +65,8 @@ class RouterKeeper(Keeper):
 
 class TrustKeeper(Keeper):
     """Keeps the trust ledger."""
+
+    PART = "ledger"
 
     async def main(self) -> None:
         """Read the stream in batches; start from the cursor again after the store was away."""
@@ -80,6 +90,8 @@ class TrustKeeper(Keeper):
 class StreamKeeper(Keeper):
     """Everything else that reads the event stream and keeps something: the audit log, webhooks."""
 
+    PART = "stream"
+
     async def main(self) -> None:
         """Each of them in a loop of its own; the first to end takes the process, and all start again."""
         settings = Settings()
@@ -87,12 +99,12 @@ class StreamKeeper(Keeper):
         await asyncio.gather(*(loop(store, settings) for loop in LOOPS))
 
 
-LOOPS: tuple[Callable[[Store, Settings], Awaitable[None]], ...] = ()
+LOOPS: tuple[Callable[[Store, Settings], Awaitable[None]], ...] = (keep_audit, dispatch)
 
 RouterActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RouterKeeper)
 TrustActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TrustKeeper)
 StreamActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(StreamKeeper)
-ACTORS: dict[str, Any] = {"router": RouterActor, "ledger": TrustActor}  # and "stream": StreamActor once LOOPS has one
+ACTORS: dict[str, Any] = {"router": RouterActor, "ledger": TrustActor, "stream": StreamActor}
 
 
 def start_all(environment: dict[str, str]) -> dict[str, Any]:

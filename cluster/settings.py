@@ -1,14 +1,16 @@
 """Process settings: environment variables `VILLAGE_*`, read once per process, then passed."""
 
 import hashlib
+import ipaddress
 import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SOCKET_PATH_LIMIT = 70  # sun_path holds 108 bytes; file names of ours take the rest
 
 
@@ -35,10 +37,27 @@ class Settings(BaseSettings):
     chat_threads: int = Field(default=0, ge=0)  # OpenMP threads of an engine on a CPU; 0: one less than there are cores
     chat_api_key: str = ""  # for `chat_model=openai:URL`
     forge_open: bool = False
+    trusted_proxies: str = ""  # networks whose X-Forwarded-For is believed, as in "10.0.0.0/8, 192.0.2.7"
+    audit_keep_days: float = Field(default=30, ge=0)  # then entries of the audit log move from Redis to the archive
+    audit_keep_entries: int = Field(default=50_000, ge=0)  # and sooner where there are more: 1.7 KB each
+    otlp_endpoint: str = ""  # where an OpenTelemetry collector takes OTLP over HTTP; empty: no traces
+    otlp_ratio: float = Field(default=1.0, ge=0, le=1)  # share of the requests that are traced
+    access_log: bool = False  # a log line for each request
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks_only(cls, value: str) -> str:
+        networks(value)
+        return value
 
     def model_post_init(self, _: object) -> None:
         """Paths are absolute from here on: actors and jobs run in other folders."""
         object.__setattr__(self, "home", self.home.expanduser().resolve())
+
+    @property
+    def trusted_networks(self) -> tuple[Network, ...]:
+        """Where proxies are that are believed."""
+        return networks(self.trusted_proxies)
 
     @property
     def run_dir(self) -> Path:
@@ -78,3 +97,8 @@ class Settings(BaseSettings):
         """These settings as environment variables, for processes that Ray starts."""
         fields = self.model_dump(mode="json", exclude={"admin_password"})
         return {f"VILLAGE_{name.upper()}": str(value) for name, value in fields.items()}
+
+
+def networks(listed: str) -> tuple[Network, ...]:
+    """`10.0.0.0/8, 192.0.2.7` as networks. Raises ValueError for what is none."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in listed.split(",") if part.strip())

@@ -255,8 +255,13 @@ def last_line(path: Path) -> str:
 
 def readiness(settings: Settings) -> dict[str, Any]:
     """What `/readiness` says; empty while nobody answers."""
+    return asked(settings, "/readiness")
+
+
+def asked(settings: Settings, page: str) -> dict[str, Any]:
+    """What an open page of the gateway says; empty while nobody answers."""
     try:
-        return httpx.get(f"{settings.url}/readiness", timeout=3).json()
+        return httpx.get(f"{settings.url}{page}", timeout=3).json()
     except (httpx.HTTPError, ValueError):
         return {}
 

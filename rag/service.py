@@ -154,7 +154,10 @@ class Knowledge:
         record = await self._visible(who, document_id)
         if not who.sees(record.owner):
             raise Forbidden("only its owner may remove a document", document_id=document_id)
-        event = Event(kind="knowledge.deleted", subject=document_id, owner=record.owner, at=self.clock())
+        event = Event(
+            kind="knowledge.deleted", subject=document_id, owner=record.owner, at=self.clock(),
+            data={"title": record.title},
+        )  # fmt: skip
         record = await self.store.delete(DocumentRecord, document_id, event)
         await self.index.remove(document_id, record.revision)
         self._keep_up()

@@ -1,8 +1,8 @@
 """The Serve deployments, as configs/serve.yaml imports them. Shells: each builds plain parts from Settings."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import structlog
@@ -10,9 +10,11 @@ from ray import serve
 from ray.serve._private import replica as serve_replica
 from starlette.types import ASGIApp
 
+from cluster import logs, tracing
 from cluster.clock import utc_now
 from cluster.errors import Unavailable, VillageError
 from cluster.identity.model import SYSTEM, Principal
+from cluster.origin import Origin, within
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.settings import Settings
 from cluster.store import Page, Store
@@ -55,6 +57,13 @@ async def keep_beating(store: Store, name: str, about: Callable[[], dict[str, An
         except Unavailable:
             log.warning("the store does not answer")
         await asyncio.sleep(BEAT_SECONDS)
+
+
+@contextmanager
+def on_behalf(origin: Origin | None, what: str) -> Iterator[None]:
+    """Work for a request that came to another process: its changes and its trace go on here."""
+    with tracing.span(what, origin.traceparent if origin else ""), within(origin):
+        yield
 
 
 @serve.deployment(**REPLICA)
@@ -140,6 +149,8 @@ class KnowledgeReplica:
         from rag.service import Knowledge
 
         settings = Settings()
+        logs.configure("knowledge")
+        tracing.configure(settings, "knowledge")
         keep_to_loopback(settings)
         self.store = Store(settings.redis)
         self.knowledge = await Knowledge.open(settings, self.store)
@@ -148,19 +159,22 @@ class KnowledgeReplica:
 
     async def add(
         self, who: Principal, content: str, metadata: Mapping[str, Any] | None, chunk_strategy: str,
-        generate_embeddings: bool, update_knowledge_graph: bool, document_id: str,
+        generate_embeddings: bool, update_knowledge_graph: bool, document_id: str, origin: Origin | None,
     ) -> Added:  # fmt: skip
         """See `Knowledge.add`."""
-        return await self.knowledge.add(
-            who, content, metadata, chunk_strategy, generate_embeddings, update_knowledge_graph, document_id
-        )
+        with on_behalf(origin, "knowledge.add"):
+            return await self.knowledge.add(
+                who, content, metadata, chunk_strategy, generate_embeddings, update_knowledge_graph, document_id
+            )
 
     async def query(
         self, who: Principal, query: str, max_results: int, include_sources: bool, mode: str,
         filters: Mapping[str, Any] | None, context: Mapping[str, Any] | None, writer: Writer | None,
+        origin: Origin | None,
     ) -> Answer:  # fmt: skip
         """See `Knowledge.query`."""
-        return await self.knowledge.query(who, query, max_results, include_sources, mode, filters, context, writer)
+        with on_behalf(origin, "knowledge.query"):
+            return await self.knowledge.query(who, query, max_results, include_sources, mode, filters, context, writer)
 
     async def get(self, who: Principal, document_id: str) -> Document:
         """See `Knowledge.get`."""
@@ -170,9 +184,10 @@ class KnowledgeReplica:
         """See `Knowledge.documents`."""
         return await self.knowledge.documents(who, limit, offset)
 
-    async def delete(self, who: Principal, document_id: str) -> DocumentRecord:
+    async def delete(self, who: Principal, document_id: str, origin: Origin | None) -> DocumentRecord:
         """See `Knowledge.delete`."""
-        return await self.knowledge.delete(who, document_id)
+        with on_behalf(origin, "knowledge.delete"):
+            return await self.knowledge.delete(who, document_id)
 
 
 @serve.deployment(**REPLICA)
@@ -181,6 +196,8 @@ class ForgeReplica:
 
     async def __init__(self) -> None:
         settings = Settings()
+        logs.configure("forge")
+        tracing.configure(settings, "forge")
         keep_to_loopback(settings)
         self.store = Store(settings.redis)
         self.forge = build_forge(settings, self.store)

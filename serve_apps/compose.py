@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from cluster.audit.archive import FOLDER, Archive
+from cluster.audit.service import Audit
 from cluster.clock import utc_now
+from cluster.egress import Egress
 from cluster.identity.service import Identity
 from cluster.launcher import RayLauncher
 from cluster.limits import policy
@@ -12,16 +15,19 @@ from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tasks.service import Tasks
 from cluster.trust.service import Trust
+from cluster.webhooks.service import Webhooks
 from cluster.workers.service import Workers
 from serve_apps.chat.build import build_chat
 from serve_apps.chat.engine import ChatEngine
+from serve_apps.chat.metered import Metered
 from serve_apps.core import Core
 from serve_apps.kit.hub import Hub
+from serve_apps.kit.metrics import Metrics
 from serve_apps.kit.readiness import Probe, Readiness, heartbeat, reachable
 from train.models import Models
 from train.service import Forge
 
-PARTS = ("router", "ledger", "forge", "chat", "knowledge")  # each beats in the store; /readiness looks
+PARTS = ("router", "ledger", "audit", "webhooks", "forge", "chat", "knowledge")  # each beats; /readiness looks
 
 
 def build_forge(settings: Settings, store: Store) -> Forge:
@@ -33,7 +39,7 @@ def build_forge(settings: Settings, store: Store) -> Forge:
 async def build_core(settings: Settings, engine: ChatEngine, knowledge: Any) -> Core:
     """A Core over the village's Redis; `engine` and `knowledge` live here or are reached over a handle."""
     store = Store(settings.redis)
-    trust, forge = Trust(store), build_forge(settings, store)
+    trust, forge, metrics = Trust(store), build_forge(settings, store), Metrics()
     probes: dict[str, Probe] = {"redis": reachable(store)} | {name: heartbeat(store, name) for name in PARTS}
     return Core(
         settings=settings,
@@ -42,12 +48,15 @@ async def build_core(settings: Settings, engine: ChatEngine, knowledge: Any) -> 
         limiter=Limiter(settings.redis, policy.load()),
         hub=Hub(store),
         readiness=Readiness(probes),
+        metrics=metrics,
         tasks=Tasks(store),
         workers=Workers(store, trust, https_only=settings.profile == "production"),
         trust=trust,
+        audit=Audit(store, Archive(settings.home / FOLDER)),
+        webhooks=Webhooks(store, Egress(public_only=settings.profile == "production")),
         routing=Routing(store, trust),
         forge=forge,
         models=forge.models,
-        chat=await build_chat(settings, store, forge.models, engine),
+        chat=await build_chat(settings, store, forge.models, Metered(engine, metrics.registry)),
         knowledge=knowledge,
     )

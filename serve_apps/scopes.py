@@ -6,16 +6,32 @@
 
 OPEN, SIGNED_IN = "open", "signed-in"
 
+TOPICS: dict[str, str] = {  # of the event stream: what a subscription on `/ws` or at `/v1/events` needs
+    "training_progress": "models:read",
+    "agent_messages": "agents:read",
+    "p2p_events": "agents:read",
+    "task_events": "tasks:read",
+}
+
 SCOPES: dict[str, dict[str, str]] = {
     "AIVillage": {
         "GET /": OPEN,
         "GET /healthz": OPEN,
         "POST /auth/token": OPEN,
         "POST /auth/refresh": OPEN,
+        "POST /auth/revoke": OPEN,  # the token is the credential
+        "POST /auth/logout-all": SIGNED_IN,
+        "GET /auth/sessions": SIGNED_IN,
+        "DELETE /auth/sessions/{session_id}": SIGNED_IN,
+        "POST /auth/mfa/enroll": SIGNED_IN,
+        "POST /auth/mfa/verify": SIGNED_IN,
+        "POST /auth/mfa/disable": SIGNED_IN,
+        "POST /auth/keys/rotate": "admin",
         "GET /v1/agents": "agents:read",
         "POST /v1/agents/conversation": "agents:write",
         "POST /v1/agents/{agent_id}/message": "agents:write",
         "POST /v1/chat": "chat:write",
+        "GET /v1/events": SIGNED_IN,  # and each of its topics needs what TOPICS says
         "GET /v1/files": "knowledge:read",
         "GET /v1/files/{file_id}/download": "knowledge:read",
         "POST /v1/upload": "knowledge:write",
@@ -41,6 +57,16 @@ SCOPES: dict[str, dict[str, str]] = {
         "POST /v1/p2p/discover": "agents:write",
         "POST /v1/p2p/message": "agents:write",
         "GET /v1/tokens": SIGNED_IN,
+        "GET /v1/users": "admin",
+        "POST /v1/users": "admin",
+        "GET /v1/users/me": SIGNED_IN,
+        "POST /v1/users/me/password": SIGNED_IN,
+        "GET /v1/users/{user_id}": "admin",
+        "PATCH /v1/users/{user_id}": "admin",
+        "DELETE /v1/users/{user_id}": "admin",
+        "DELETE /v1/users/{user_id}/mfa": "admin",
+        "POST /v1/users/{user_id}/password": "admin",
+        "POST /v1/users/{user_id}/revoke-keys": "admin",
         "WS /ws": OPEN,  # a subscription needs a principal, a ping does not
     },
     "AIFarm": {
@@ -65,6 +91,7 @@ SCOPES: dict[str, dict[str, str]] = {
         "GET /ains/agents/{agent_id}/trust/history": "agents:read",
         "GET /ains/api-keys": "keys:manage",
         "POST /ains/api-keys": "keys:manage",
+        "GET /ains/api-keys/{key_id}": "keys:manage",
         "DELETE /ains/api-keys/{key_id}": "keys:manage",
         "GET /ains/api-keys/{key_id}/usage": "keys:manage",
         "GET /ains/audit-logs": "audit:read",
@@ -86,9 +113,15 @@ SCOPES: dict[str, dict[str, str]] = {
         "GET /ains/version": SIGNED_IN,
         "GET /ains/webhooks": "webhooks:manage",
         "POST /ains/webhooks": "webhooks:manage",
+        "GET /ains/webhooks/{webhook_id}": "webhooks:manage",
         "PATCH /ains/webhooks/{webhook_id}": "webhooks:manage",
         "DELETE /ains/webhooks/{webhook_id}": "webhooks:manage",
         "GET /ains/webhooks/{webhook_id}/deliveries": "webhooks:manage",
+        "GET /ains/webhooks/{webhook_id}/deliveries/{delivery_id}": "webhooks:manage",
+        "POST /ains/webhooks/{webhook_id}/deliveries/{delivery_id}/replay": "webhooks:manage",
+        "POST /ains/webhooks/{webhook_id}/replay": "webhooks:manage",
+        "POST /ains/webhooks/{webhook_id}/rotate-secret": "webhooks:manage",
+        "POST /ains/webhooks/{webhook_id}/test": "webhooks:manage",
     },
     "Orchestra": {
         "POST /chat/v2/chat": "chat:write",

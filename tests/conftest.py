@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from cluster import logs
 from cluster.errors import Unavailable
 from cluster.store import Store, server
 
 # A shared machine may stall for longer than any deadline; what is slow is found by the tests' durations.
 settings.register_profile("village", deadline=None)
 settings.load_profile("village")
+logs.configure("test")
 
 
 @pytest.fixture(scope="session")

@@ -37,11 +37,12 @@ async def forget(_: dict[str, Any]) -> dict[str, Any]:
 
 
 class WorkingAgent:
-    """Counts what it is given: `tasks` in order, `inside` now, `peak` at most at once, `dropped` by the caller."""
+    """Counts what it is given: `tasks` in order, their `headers`, `inside` now, `peak` at most at once, `dropped`."""
 
     def __init__(self, work: Work = complete) -> None:
         self.work = work
         self.tasks: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.inside = self.peak = self.dropped = 0
         self.url = ""
         self._runner: web.AppRunner | None = None
@@ -49,6 +50,7 @@ class WorkingAgent:
     async def _handle(self, request: web.Request) -> web.Response:
         task = await request.json()
         self.tasks.append(task)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         self.inside += 1
         self.peak = max(self.peak, self.inside)
         try:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from cluster.clock import Clock
-from cluster.errors import Conflict, ModelNotReady, NotFound
+from cluster.errors import Conflict, ModelNotReady, NotFound, TrainingFailed
 from cluster.events import Event
 from cluster.identity.model import Principal
 from cluster.store import Page, Store
@@ -56,9 +56,10 @@ class Models:
     async def archive(self, who: Principal, name: str) -> AsyncIterator[bytes]:
         """The model's folder as a tar, piece by piece; equal models give equal bytes.
 
-        Raises `NotFound`, `ModelNotReady`.
+        Raises `NotFound`, `ModelNotReady`, `TrainingFailed`.
         """
         model = await self.get(who, name)
+        refuse_failed(model)
         if model.state is not ModelState.COMPLETED:
             raise ModelNotReady(f"model {model.model_id} is {model.state}", model_id=model.model_id, status=model.state)
         return _tar(Path(model.path), model.model_id)
@@ -70,11 +71,21 @@ class Models:
             raise NotFound(f"no model {name}", model_id=name)
         if model.state is ModelState.TRAINING:
             raise Conflict("the model is in training; cancel its run", model_id=model.model_id)
-        gone = Event(kind="model.deleted", subject=model.model_id, owner=model.owner, at=self.clock())
+        gone = Event(
+            kind="model.deleted", subject=model.model_id, owner=model.owner, at=self.clock(), data={"name": model.name}
+        )  # fmt: skip
         await self.store.delete(Model, model.model_id, gone)
         # The record went first: a folder that a crash leaves behind is unused space, a record without folder a lie.
         await asyncio.to_thread(shutil.rmtree, model.path, True)
         return model
+
+
+def refuse_failed(model: Model) -> None:
+    """Raises `TrainingFailed` for a model that will never be there."""
+    if model.state in (ModelState.FAILED, ModelState.CANCELLED):
+        raise TrainingFailed(
+            f"the training of {model.model_id} is {model.state}", model_id=model.model_id, status=model.state
+        )
 
 
 def sees(who: Principal, model: Model) -> bool:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from cluster import logs, tracing
 from cluster.clock import utc_now
 from cluster.errors import Conflict, Unavailable
+from cluster.origin import within
 from cluster.settings import Settings
 from cluster.store import Store
 from train.phases import catalogue
@@ -95,16 +97,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--attempt", type=int, help="do nothing unless the run is at this attempt")
     given = parser.parse_args(arguments)
     settings = Settings()
+    logs.configure("training")
+    tracing.configure(settings, "training")
     run = asyncio.run(begin(settings, given.run_id, given.attempt))
     if run is None:
         return 0
+    with tracing.span("training.run", run.traceparent, run_id=run.run_id, phase=run.phase, attempt=run.attempt):
+        end_well(settings, run)
+    tracing.close()
+    return 0
+
+
+def end_well(settings: Settings, run: Run) -> None:
+    """Train unless the model is there already, then register it."""
     log = RunLog(run_folder(settings.home, run.run_id), utc_now)
     log.note("attempt", attempt=run.attempt, phase=run.phase, config=run.config)
     if not (settings.home / "models" / run.model_id).exists():
         train(run, catalogue.phase(run.phase, run.config).config, settings)
-    ended = asyncio.run(finish(settings, run))
+    with within(tracing.origin()):
+        ended = asyncio.run(finish(settings, run))
     log.note(f"the run is {ended.state}", model_id=ended.model_id, error=ended.error)
-    return 0
 
 
 if __name__ == "__main__":

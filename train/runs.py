@@ -72,6 +72,7 @@ class Run(Record):
     metrics: dict[str, float] = {}
     remaining_seconds: float | None = None  # at the measured rate
     error: str = ""
+    traceparent: str = ""  # of the request that started it, where requests are traced
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None = None

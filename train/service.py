@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from cluster import tracing
 from cluster.clock import Clock
 from cluster.errors import AlreadyExists, Forbidden, NotFound
 from cluster.identity.model import SYSTEM, Principal
@@ -53,7 +54,7 @@ class Forge:
             run_id=run_id or new_id("task"), owner=who.owner, phase=phase.name,
             config=phase.config.model_dump(mode="json"), model_id=model_id, public=public,
             model_name=model_name or f"{phase.name}-{model_id[-6:]}", total_steps=phase.total_steps,
-            created_at=at, updated_at=at,
+            created_at=at, updated_at=at, traceparent=tracing.traceparent(),
         )  # fmt: skip
         await self.store.create(run, changed(run, "created", self.clock))
         await self.registry.expect(run)

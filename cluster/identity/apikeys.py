@@ -1,25 +1,20 @@
-"""API keys: make, list, revoke, and recognise."""
+"""API keys: make, list, revoke."""
 
-import asyncio
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from cluster.clock import Clock, utc_now
-from cluster.errors import Forbidden, Invalid, NotFound, Unauthenticated, Unavailable
+from cluster.errors import Forbidden, Invalid, NotFound
+from cluster.events.model import Event
 from cluster.identity import keys
+from cluster.identity.admission import Admission
 from cluster.identity.model import SCOPES, Principal
 from cluster.identity.records import ApiKey
-from cluster.store import Page, Store
+from cluster.store import Page
 
 PER_MINUTE, PER_HOUR = 60, 1000  # a key's limits unless its maker says otherwise
-USED_EVERY = timedelta(minutes=1)  # how fine `last_used_at` is
 
 
-class ApiKeys:
-    """The keys of programs."""
-
-    def __init__(self, store: Store, clock: Clock = utc_now) -> None:
-        self.store, self.clock = store, clock
-        self._writing: set[asyncio.Task[None]] = set()
+class ApiKeys(Admission):
+    """The keys of programs. A key belongs to its client, a client to whoever made its first key."""
 
     async def create_key(
         self, who: Principal, client_id: str, name: str, scopes: list[str] | None = None,
@@ -48,7 +43,7 @@ class ApiKeys:
             tier=who.tier, rate_limit_per_minute=per_minute, rate_limit_per_hour=per_hour, created_by=who.owner,
             created_at=at, expires_at=expires_at,
         )  # fmt: skip
-        return await self.store.create(record), key
+        return await self.store.create(record, _told("key.created", record, at)), key
 
     async def _must_belong(self, who: Principal, client_id: str) -> None:
         if who.client_id == client_id:
@@ -56,6 +51,13 @@ class ApiKeys:
         first = await self.store.page(ApiKey, "client", client_id, limit=1, newest_first=False)
         if who.client_id or (first.items and first.items[0].created_by != who.owner):
             raise Forbidden(f"the client {client_id} is not yours", client_id=client_id)
+
+    async def get_key(self, who: Principal, key_id: str) -> ApiKey:
+        """One key. Raises `NotFound`."""
+        key = await self.store.get(ApiKey, key_id)
+        if not self._sees(who, key):
+            raise NotFound(f"no key {key_id}", id=key_id)
+        return key
 
     async def list_keys(
         self, who: Principal, client_id: str = "", active_only: bool = False, offset: int = 0, limit: int = 50
@@ -69,40 +71,47 @@ class ApiKeys:
 
     async def revoke_key(self, who: Principal, key_id: str) -> ApiKey:
         """Close a key for good; again, and it stays as it was. Raises `NotFound`."""
-        key = await self.store.get(ApiKey, key_id)
-        if not self._sees(who, key):
-            raise NotFound(f"no key {key_id}", id=key_id)
+        await self.get_key(who, key_id)
+        return await self._close_key(key_id, "requested")
+
+    async def keys_of(self, owner: str) -> list[ApiKey]:
+        """Active keys that `owner` made, and those of the clients that are theirs, whoever made them."""
+        at, found = self.clock(), {}
+        made = (await self.store.page(ApiKey, "maker", owner, limit=-1)).items
+        for key in made:
+            found[key.key_id] = key
+        for client_id in sorted({key.client_id for key in made}):
+            theirs = (await self.store.page(ApiKey, "client", client_id, limit=-1, newest_first=False)).items
+            if theirs and theirs[0].created_by == owner:
+                found |= {key.key_id: key for key in theirs}
+        return [key for key in found.values() if key.active(at)]
+
+    async def revoke_keys_of(self, owner: str) -> list[ApiKey]:
+        """Close every one of `keys_of`; which they were."""
+        return [await self._close_key(key.key_id, "owner") for key in await self.keys_of(owner)]
+
+    async def _close_key(self, key_id: str, reason: str) -> ApiKey:
         at = self.clock()
-        return await self.store.change(
-            ApiKey, key_id, lambda k: k.model_copy(update={"revoked_at": k.revoked_at or at})
-        )
+
+        def plan(key: ApiKey | None):
+            if key is None or key.revoked_at is not None:
+                return None
+            return [(key.model_copy(update={"revoked_at": at}), _told("key.revoked", key, at, reason=reason))]
+
+        [closed] = await self._revoking([(ApiKey, key_id)], plan)
+        if closed is None:
+            raise NotFound(f"no key {key_id}", id=key_id)
+        return closed
 
     @staticmethod
     def _sees(who: Principal, key: ApiKey) -> bool:
         return who.sees(key.created_by) or who.owner == f"client_{key.client_id}"
 
-    async def authenticate_key(self, key: str) -> Principal:
-        """Who the key stands for; one read. Raises `Unauthenticated`."""
-        digest, at = keys.digest(key), self.clock()
-        record = await self.store.find(ApiKey, keys.key_id(digest))
-        if record is None or not keys.same(record, digest) or not record.active(at):
-            raise Unauthenticated("the API key is invalid, expired or revoked")
-        if record.last_used_at is None or at - record.last_used_at >= USED_EVERY:
-            self._note_use(record.key_id, at)
-        return record.principal()
 
-    def _note_use(self, key_id: str, at: datetime) -> None:
-        """In the background: the request does not wait for it, and losing one to a crash costs a minute's precision."""
-        task = asyncio.create_task(self._write_use(key_id, at))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-
-    async def _write_use(self, key_id: str, at: datetime) -> None:
-        def use(key: ApiKey) -> ApiKey:
-            fresh = key.last_used_at is not None and at - key.last_used_at < USED_EVERY
-            return key if fresh else key.model_copy(update={"last_used_at": at})
-
-        try:
-            await self.store.change(ApiKey, key_id, use)
-        except (Unavailable, NotFound):
-            return
+def _told(kind: str, key: ApiKey, at: datetime, **more: str) -> Event:
+    said = {
+        "client_id": key.client_id, "name": key.name, "scopes": list(key.scopes), "created_by": key.created_by,
+        "rate_limit_per_minute": key.rate_limit_per_minute, "rate_limit_per_hour": key.rate_limit_per_hour,
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+    }  # fmt: skip
+    return Event(kind=kind, subject=key.key_id, owner=key.created_by, at=at, data=said | more)

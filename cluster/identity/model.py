@@ -32,6 +32,7 @@ class Principal(BaseModel):
     tier: Tier = "standard"
     scopes: frozenset[str] = frozenset()
     client_id: str = ""
+    session_id: str = ""  # the sign-in that a token descends from
     per_minute: int | None = None  # an API key's own limits
     per_hour: int | None = None
 

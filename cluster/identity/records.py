@@ -1,4 +1,4 @@
-"""What identity keeps: users, their sessions, API keys and the secret that signs tokens."""
+"""What identity keeps: users, their second factors and sessions, API keys, revoked tokens."""
 
 import hashlib
 from datetime import datetime
@@ -14,10 +14,20 @@ def user_id(username: str) -> str:
 
 
 class User(Record):
-    """A person. `tokens_from`: tokens issued earlier are dead (password changed)."""
+    """A person. `era`: sessions of an earlier one are over (password changed, second factor set up, disabled, deleted).
+
+    A deleted user's record stays without anything of the person but the name: whoever took the name again would take
+    the id, and with it what is filed under the id.
+    """
 
     kind: ClassVar[str] = "user"
-    indexes: ClassVar[tuple[Index, ...]] = (Index("all", lambda u: u.created_at.timestamp()),)
+    indexes: ClassVar[tuple[Index, ...]] = (
+        Index(
+            "list",
+            lambda u: u.created_at.timestamp(),
+            lambda u: [] if u.deleted_at else [(s, t) for s in ("all", u.status) for t in ("all", u.tier)],
+        ),
+    )
 
     user_id: str
     username: str
@@ -25,25 +35,77 @@ class User(Record):
     tier: Tier = "standard"
     scopes: frozenset[str]
     disabled: bool = False
-    tokens_from: datetime
+    era: int = 0
+    mfa: bool = False  # signing in takes a code too
+    known_networks: tuple[str, ...] = ()  # where the user signed in from, the latest last; see throttle.py
     created_at: datetime
+    password_changed_at: datetime | None = None
+    deleted_at: datetime | None = None
+
+    @property
+    def status(self) -> str:
+        """`active` or `disabled`."""
+        return "disabled" if self.disabled else "active"
+
+    @property
+    def may_enter(self) -> bool:
+        """Whether the right password opens anything."""
+        return not self.disabled and self.deleted_at is None
+
+    def principal(self, session_id: str = "") -> Principal:
+        """Who the user is to the services, with the rights of now."""
+        return Principal(
+            principal_id=self.user_id,
+            owner=self.user_id,
+            username=self.username,
+            tier=self.tier,
+            scopes=self.scopes,
+            session_id=session_id,
+        )
+
+
+class SecondFactor(Record):
+    """A user's TOTP secret (RFC 6238) and backup codes; `active` once the user has proved to hold the secret."""
+
+    kind: ClassVar[str] = "mfa"
+
+    mfa_id: str  # the user's id
+    secret: str  # base32
+    active: bool = False
+    last_step: int = -1  # of the newest code that was taken: that one and those before it are spent
+    backup: tuple[str, ...] = ()  # SHA-256 of the codes that are left
 
 
 class Session(Record):
-    """One sign-in and every refresh token that descends from it; only `current` is good, and only once."""
+    """One sign-in and every token that descends from it. Only `current` may be refreshed, and only once."""
 
     kind: ClassVar[str] = "session"
     indexes: ClassVar[tuple[Index, ...]] = (
         Index("expiry", lambda s: s.expires_at.timestamp()),
-        Index("user", lambda s: s.expires_at.timestamp(), lambda s: [(s.user_id,)]),
+        Index("user", lambda s: s.last_used_at.timestamp(), lambda s: [(s.user_id,)]),
     )
 
     session_id: str
     user_id: str
+    era: int = 0
     current: str
+    first: str = ""  # id of the access token that the sign-in itself gave
+    stolen: bool = False  # a refresh token was used twice: only `first`, which no refresh token can buy, is good
     created_at: datetime
+    last_used_at: datetime  # signed in, or refreshed
     expires_at: datetime
-    revoked_at: datetime | None = None
+    address: str = ""
+    user_agent: str = ""
+
+
+class RevokedToken(Record):
+    """An access token that was taken back before its time; forgotten once it has expired."""
+
+    kind: ClassVar[str] = "revoked"
+    indexes: ClassVar[tuple[Index, ...]] = (Index("expiry", lambda r: r.expires_at.timestamp()),)
+
+    revoked_id: str  # the token's jti
+    expires_at: datetime
 
 
 class ApiKey(Record):
@@ -53,6 +115,7 @@ class ApiKey(Record):
     indexes: ClassVar[tuple[Index, ...]] = (
         Index("all", lambda k: k.created_at.timestamp()),
         Index("client", lambda k: k.created_at.timestamp(), lambda k: [(k.client_id,)]),
+        Index("maker", lambda k: k.created_at.timestamp(), lambda k: [(k.created_by,)]),
     )
 
     key_id: str
@@ -85,12 +148,3 @@ class ApiKey(Record):
             per_minute=self.rate_limit_per_minute,
             per_hour=self.rate_limit_per_hour,
         )
-
-
-class Secret(Record):
-    """Random bytes that all processes of the village share."""
-
-    kind: ClassVar[str] = "secret"
-
-    secret_id: str
-    value: str

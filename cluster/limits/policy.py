@@ -30,6 +30,16 @@ class Window(BaseModel):
 Windows = tuple[Window, ...]
 
 
+class Sockets(BaseModel):
+    """WebSockets and event streams. `messages`: of one connection; the others: connections open in one process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    messages: dict[Span, int] = Field(default_factory=lambda: {"minute": 100})
+    per_caller: int = 100  # a principal; without one, an address
+    per_process: int = 5000
+
+
 class Policy(BaseModel):
     """`configs/limits.yaml`.
 
@@ -41,6 +51,7 @@ class Policy(BaseModel):
 
     tiers: dict[Tier, dict[Span, int]]
     dialects: dict[str, dict[str, dict[Span, int]]] = Field(default_factory=dict)
+    sockets: Sockets = Field(default_factory=Sockets)
 
     def tier_of(self, who: Principal | None) -> Tier:
         """An admin has the enterprise tier, a stranger the standard one."""

@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import TypeVar
 
+from cluster import tracing
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, NotFound, Unavailable
 from cluster.events import Event
+from cluster.origin import within
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.routing import strategies
 from cluster.routing.table import Table
@@ -216,6 +218,11 @@ class Router:
         )
 
     async def _deliver(self, task: Task, agent: Agent) -> None:
+        about = {"task_id": task.task_id, "attempt": task.attempt, "agent_id": agent.agent_id}
+        with tracing.span("task.deliver", task.traceparent, **about), within(tracing.origin()):
+            await self._attempt(task, agent)
+
+    async def _attempt(self, task: Task, agent: Agent) -> None:
         attempt = task.attempt
         if await self._step(task.task_id, lambda t: machine.start(t, attempt, self.clock())) is None:
             return  # cancelled before it was on its way

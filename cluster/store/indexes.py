@@ -4,6 +4,9 @@
     {village}:<kind>.<index>[:<part>...]        zset   record ids by score
     {village}:events                            stream one entry per change
     {village}:limit:...                         string counters of the limits library
+    {village}:count.<name>[:<part>...]          hash   counters that expire
+    {village}:batch.<name>:<writer>             string the last batch that a writer added to them
+    {village}:scratch:<n>                       zset   within one script
 
 The hash tag keeps all of it in one slot of a Redis Cluster, so one script may touch any of it.
 """
@@ -17,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 PREFIX = "{village}"
 EVENTS = f"{PREFIX}:events"
 LIMITS = f"{PREFIX}:limit"
+SCRATCH = (f"{PREFIX}:scratch:1", f"{PREFIX}:scratch:2")
 
 
 def _everything(_: Any) -> Iterable[tuple[str, ...]]:
@@ -58,6 +62,16 @@ def record_key(kind: str, record_id: str) -> str:
 def index_key(kind: str, index: str, parts: Iterable[str] = ()) -> str:
     """The key of one sorted set."""
     return ":".join([f"{PREFIX}:{kind}.{index}", *parts])
+
+
+def counters_key(name: str, parts: Iterable[str] = ()) -> str:
+    """The key of one hash of counters."""
+    return ":".join([f"{PREFIX}:count.{name}", *parts])
+
+
+def batch_key(name: str, writer: str) -> str:
+    """The key of a writer's last batch of counts."""
+    return f"{PREFIX}:batch.{name}:{writer}"
 
 
 def entries(record: Record | None) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,16 +16,18 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cluster.errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
-from cluster.events.model import START, Event, stream_id
-from cluster.origin import current
+from cluster.events.model import Event
+from cluster.store import companion as companions
 from cluster.store.indexes import EVENTS, Record, entries, index_key, record_key
+from cluster.store.stream import Stream, entry
 
 R = TypeVar("R", bound=Record)
 Step = Callable[[Any], Record]
 EventOf = Callable[[Any, Any], Event | None]
 
 COMMIT = (Path(__file__).parent / "commit.lua").read_text()
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 3.0
+AWAY_SECONDS = 0.8  # the same after a call that nobody answered: who makes several is told within 5 s all the same
 RACES = 100  # a change that loses this often is contended beyond what optimistic commits are for
 
 
@@ -47,7 +49,7 @@ class Write:
     event: Event | None = None
 
 
-class Store:
+class Store(Stream):
     """Records, indexes and events over one Redis. Pickles as its URL.
 
     Raises `Unavailable` when Redis does not answer; nothing was acknowledged then.
@@ -69,6 +71,7 @@ class Store:
             retry_on_error=[RedisConnectionError],
         )
         self._commit = self._redis.register_script(COMMIT)
+        self._away = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.url,)
@@ -83,11 +86,15 @@ class Store:
         await self._call(self._redis.ping())
         return asyncio.get_running_loop().time() - begun
 
-    async def _call(self, command: Any, patience_seconds: float = PATIENCE_SECONDS) -> Any:
+    async def _call(self, command: Any, wait_seconds: float = 0) -> Any:
+        patience_seconds = AWAY_SECONDS if self._away else PATIENCE_SECONDS
         try:
-            async with asyncio.timeout(patience_seconds):
-                return await command
+            async with asyncio.timeout(wait_seconds + patience_seconds):
+                answer = await command
+                self._away = False
+                return answer
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            self._away = True
             raise Unavailable("the store does not answer", component="redis") from error
         except RedisError as error:
             if str(error).startswith(("LOADING", "BUSY", "READONLY")):
@@ -118,18 +125,24 @@ class Store:
 
     async def load_many(self, kind: type[R], record_ids: Sequence[str]) -> list[tuple[R, str]]:
         """The records of these ids with their versions, those that exist, in one round trip."""
-        if not record_ids:
-            return []
-        pipe = self._redis.pipeline(transaction=False)
-        for record_id in record_ids:
-            pipe.hmget(record_key(kind.kind, record_id), "version", "body")
-        rows = await self._call(pipe.execute())
-        return [(kind.model_validate_json(body), version) for version, body in rows if body is not None]
+        found = await self.read(*((kind, record_id) for record_id in record_ids)) if record_ids else []
+        return [(record, version) for record, version in found if record is not None]
 
     async def load(self, kind: type[R], record_id: str) -> tuple[R | None, str]:
         """The record and its version, for a `Write`; (None, "0") where there is none."""
         version, body = await self._call(self._redis.hmget(record_key(kind.kind, record_id), "version", "body"))
         return (None, "0") if body is None else (kind.model_validate_json(body), version)
+
+    async def read(self, *wanted: tuple[type[Record], str]) -> list[tuple[Any, str]]:
+        """Records of any kinds with their versions, read in this order in one round trip; (None, "0") for none."""
+        pipe = self._redis.pipeline(transaction=False)
+        for kind, record_id in wanted:
+            pipe.hmget(record_key(kind.kind, record_id), "version", "body")
+        rows = await self._call(pipe.execute())
+        return [
+            (None, "0") if body is None else (kind.model_validate_json(body), version)
+            for (kind, _), (version, body) in zip(wanted, rows, strict=True)
+        ]
 
     async def change(self, kind: type[R], record_id: str, step: Callable[[R], R], event: EventOf | None = None) -> R:
         """Read, apply the pure `step`, commit; again while others are faster. An equal record writes nothing.
@@ -170,6 +183,16 @@ class Store:
 
     async def commit(self, *writes: Write) -> bool:
         """All of the writes with their events, in one round trip; False, and nothing done, if any lost its race."""
+        companion = companions.current() if any(write.event for write in writes) else None
+        if companion is None:
+            return await self._commit_all(writes)
+        async with companion.lock:
+            won = await self._commit_all((*writes, companion.write) if companion.write else writes)
+            if won:
+                companion.write = None
+            return won
+
+    async def _commit_all(self, writes: Sequence[Write]) -> bool:
         keys: list[str] = [EVENTS]
         arguments: list[str | int | float] = [secrets.token_hex(8)]
         for write in writes:
@@ -181,7 +204,7 @@ class Store:
             keys += [record_key(some.kind, some.id), *scores]
             try:
                 body = write.after.model_dump_json() if write.after else ""
-                event = _entry(write.event) if write.event else ""
+                event = entry(write.event) if write.event else ""
             except PydanticSerializationError as error:  # lone surrogates, which JSON can write and UTF-8 cannot
                 raise Invalid("a text in it is not valid Unicode") from error
             arguments += [write.version, body, event, some.id, len(scores)]
@@ -221,59 +244,6 @@ class Store:
         )
         return Page(await self.many(kind, ids), total)
 
-    async def publish(self, event: Event) -> str:
-        """Append an event that belongs to no record's change, such as progress. Returns its id."""
-        return "evt_" + await self._call(self._redis.xadd(EVENTS, {"event": _entry(event)}))
-
-    async def events(self, after: str = START, limit: int = 500, wait_seconds: float = 0) -> list[Event]:
-        """Events after the id `after`, oldest first; waits up to `wait_seconds` for the first one."""
-        block = int(wait_seconds * 1000) or None
-        read = self._redis.xread({EVENTS: stream_id(after)}, count=limit, block=block)
-        found = await self._call(read, PATIENCE_SECONDS + wait_seconds)
-        batches: Iterable[Any] = found.values() if isinstance(found, dict) else (rows for _, rows in found or ())
-        events = []
-        for rows in batches:
-            for entry_id, fields in _flat(rows):
-                events.append(
-                    Event.model_validate_json(fields["event"]).model_copy(update={"event_id": f"evt_{entry_id}"})
-                )
-        return events
-
-    async def follow(self, after: str) -> AsyncIterator[Event]:
-        """Every event after `after`, for ever: a reader that remembers the last id misses none, whatever restarts."""
-        while True:
-            try:
-                batch = await self.events(after, wait_seconds=4)
-            except Unavailable:
-                await asyncio.sleep(0.2)
-                continue
-            for event in batch:
-                after = event.event_id
-                yield event
-
-    async def last_event_id(self) -> str:
-        """Id of the newest event: where a reader starts that wants only what comes."""
-        newest = await self._call(self._redis.xrevrange(EVENTS, count=1))
-        return f"evt_{newest[0][0]}" if newest else START
-
-    async def forget_events(self, before: str) -> int:
-        """Drop events older than the id `before`; how many went. Whoever keeps a durable place calls this."""
-        return await self._call(self._redis.xtrim(EVENTS, minid=stream_id(before), approximate=True))
-
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
         """Run a component's own Lua script, which lies beside its owner and names its keys in its first comment."""
         return await self._call(self._redis.register_script(script)(keys=list(keys), args=list(arguments)))
-
-
-def _entry(event: Event) -> str:
-    origin = event.origin or current()
-    return event.model_copy(update={"origin": origin}).model_dump_json(exclude={"event_id"}, exclude_defaults=True)
-
-
-def _flat(rows: Any) -> Iterable[tuple[str, dict[str, str]]]:
-    # RESP3 nests one level deeper than RESP2 for a stream that was read alone.
-    for row in rows:
-        if row and isinstance(row[0], (list, tuple)):
-            yield from _flat(row)
-        else:
-            yield row[0], row[1]

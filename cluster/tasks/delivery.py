@@ -1,20 +1,15 @@
 """Push delivery: one POST to the agent's endpoint, and what its answer means."""
 
-import ipaddress
-import socket
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from pydantic_core import from_json
 
-from cluster.errors import Invalid
+from cluster.egress import Egress, told
 from cluster.tasks.model import Task
 
 MAX_ANSWER_BYTES = 16 << 20
-CONNECT_SECONDS = 5.0
 BUSY = frozenset({429, 502, 503, 504})
 
 
@@ -78,73 +73,25 @@ def outcome(status: int, body: bytes) -> Outcome:
     return Failed(f"the agent's answer has the unknown status {str(verdict)[:40]!r}")
 
 
-def refuse_private(address: str) -> None:
-    """Raises `Invalid` for an address that is not public: what an agent names must not reach into our own network."""
-    if not ipaddress.ip_address(address).is_global:
-        raise Invalid("the endpoint's address is not public", field="endpoint")
-
-
-class PublicOnly(AbstractResolver):
-    """Resolves public addresses only, at each connection: a name that changes its mind is refused then."""
-
-    def __init__(self) -> None:
-        self.inner = aiohttp.ThreadedResolver()
-
-    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[Any]:
-        """See aiohttp."""
-        found = await self.inner.resolve(host, port, family)
-        for entry in found:
-            refuse_private(entry["host"])
-        return found
-
-    async def close(self) -> None:
-        """See aiohttp."""
-        await self.inner.close()
-
-
 class Delivery:
     """Delivers over HTTP. `public_only` refuses loopback and private addresses; redirects are never followed."""
 
     def __init__(self, callback_url: str, public_only: bool) -> None:
-        self.callback_url, self.public_only = callback_url, public_only
-        self._session: aiohttp.ClientSession | None = None
-
-    def _connected(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            resolver = PublicOnly() if self.public_only else None
-            connector = aiohttp.TCPConnector(limit=0, resolver=resolver, keepalive_timeout=30)
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
-        return self._session
+        self.callback_url, self.egress = callback_url, Egress(public_only)
 
     async def send(self, endpoint: str, task: Task) -> Outcome:
         """POST the task and wait for the answer, however long: the caller keeps the deadline."""
         try:
-            if self.public_only:
-                self._refuse_literal(endpoint)
-            async with self._connected().post(
-                endpoint, json=message(task, self.callback_url), allow_redirects=False
-            ) as answer:
+            async with self.egress.post(endpoint, json=message(task, self.callback_url)) as answer:
                 body = await answer.content.read(MAX_ANSWER_BYTES + 1)
                 while not answer.content.at_eof() and len(body) <= MAX_ANSWER_BYTES:
                     body += await answer.content.read(MAX_ANSWER_BYTES + 1 - len(body))
                 if len(body) > MAX_ANSWER_BYTES:
                     return Failed(f"the agent's answer is longer than {MAX_ANSWER_BYTES} bytes")
                 return outcome(answer.status, body)
-        except (aiohttp.ClientError, OSError, Invalid, ValueError) as error:
-            return Unreachable(f"{type(error).__name__}: {error}"[:200])
-
-    @staticmethod
-    def _refuse_literal(endpoint: str) -> None:
-        # A literal address is never resolved, so the resolver does not see it.
-        host = urlsplit(endpoint).hostname or ""
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            return
-        refuse_private(host)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Unreachable(told(error))
 
     async def close(self) -> None:
         """Give the connections back."""
-        if self._session is not None:
-            await self._session.close()
+        await self.egress.close()

@@ -86,6 +86,7 @@ class Task(Record):
     deadline: datetime | None = None  # of the current try, across agents that did not answer
     result_data: Any = None
     error: str = ""
+    traceparent: str = ""  # of the request that submitted it, where requests are traced
     reason: str = ""  # why it was cancelled, or failed without running
     created_at: datetime
     updated_at: datetime

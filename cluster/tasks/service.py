@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster import tracing
 from cluster.clock import Clock, utc_now
 from cluster.errors import AlreadyExists, DependencyNotFound, Forbidden, StaleAttempt, TaskNotFound, Unauthenticated
 from cluster.identity.model import Principal
@@ -73,6 +74,7 @@ class Tasks:
             task_id=new_id("task"),
             owner=who.owner,
             waiting_for=waiting,
+            traceparent=tracing.traceparent(),
             created_at=at,
             updated_at=at,
         )
@@ -134,6 +136,8 @@ class Tasks:
 
         Raises `TaskNotFound`; `StaleAttempt` once the attempt is over; `Unauthenticated` for another's token.
         """
+        if not token:  # who has none learns not even whether there is such a task
+            raise Unauthenticated("a task token is needed")
         task = await self.store.find(Task, task_id)
         if task is None:
             raise TaskNotFound(f"no task {task_id}", task_id=task_id)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from cluster import tracing
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, Invalid
 from cluster.events import Event
 from cluster.events.cursor import Cursor, forget_what_all_have_read
 from cluster.events.model import START, order
 from cluster.identity.model import Principal
+from cluster.origin import within
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.store import Page, Store, Write
 from cluster.tasks.events import OUTCOMES
@@ -140,7 +142,9 @@ class LedgerKeeper:
             if event.kind in OUTCOMES and event.data.get("agent_id"):
                 by_agent.setdefault(event.data["agent_id"], []).append(event)
         for agent_id, events in by_agent.items():
-            self.counted += await self._credit(agent_id, events)
+            first, *others = [event.origin.traceparent if event.origin else "" for event in events]
+            with tracing.span("trust.credit", first, links=others, agent_id=agent_id), within(tracing.origin()):
+                self.counted += await self._credit(agent_id, events)
         if batch:
             self.cursor = batch[-1].event_id
         if by_agent:  # skipping what is nothing to the ledger is cheap to repeat; the next beat notes it

@@ -89,6 +89,7 @@ class Finish:
     mean_probability: float | None = None  # of the chosen tokens; None where it was not measured
     dropped_turns: int = 0  # oldest messages that the context had no room for
     max_tokens: int | None = None  # what the request's own figure came down to, where the context was shorter
+    cached_tokens: int = 0  # of the prompt, those that the engine still had from another request
 
 
 @dataclass(frozen=True, slots=True)

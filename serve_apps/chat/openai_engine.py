@@ -33,7 +33,7 @@ class OpenAIEngine:
         url, _, name = model.path.removeprefix(ELSEWHERE).partition("#")
         body = request_body(name or await self._first_model(url), messages, sampling)
         reason: Reason = "abort"
-        usage: dict[str, int] = {}
+        usage: dict[str, Any] = {}
         probabilities: list[float] = []
         try:
             async with self._client.stream(
@@ -59,6 +59,7 @@ class OpenAIEngine:
             usage.get("prompt_tokens", 0),
             usage.get("completion_tokens", 0),
             sum(probabilities) / len(probabilities) if sampling.measure and probabilities else None,
+            cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         )
 
     async def _first_model(self, url: str) -> str:

@@ -14,7 +14,7 @@ from cluster.ids import new_id
 from cluster.store import Page, Store
 from serve_apps.chat.engine import ChatEngine, Delta, Finish, ModelRef, Reason, Sampling, Turn
 from serve_apps.chat.model import Conversation, Message, said
-from train.models import Models
+from train.models import Models, refuse_failed
 from train.registry import Model, ModelState
 from train.runs import Run
 
@@ -54,7 +54,8 @@ class Chat:
     async def model(self, who: Principal, wanted: str = "") -> ModelRef:
         """The model of this id or name; the default one without.
 
-        Raises `NotFound`, or `ModelNotReady` with its progress for one in training, and for a default not yet begun.
+        Raises `NotFound`, `TrainingFailed`, or `ModelNotReady`: with its progress for one in training, and for a
+        default not yet begun.
         """
         wanted = wanted if wanted not in ("", "default") else ""
         own = self.configured
@@ -67,6 +68,7 @@ class Chat:
             if name != self.default:
                 raise
             raise await self._not_ready(name, name) from None
+        refuse_failed(record)
         if record.state != ModelState.COMPLETED:
             raise await self._not_ready(record.model_id, record.name)
         return as_ref(record)
@@ -167,10 +169,12 @@ class Chat:
             return said(now, model.model_id, asked, answer)
 
         def event(_: Conversation, after: Conversation) -> Event:
-            data = {"model_id": model.model_id, "completion_tokens": answer.tokens, "complete": answer.complete}
-            return Event(
-                kind="chat.replied", subject=after.conversation_id, owner=after.owner, at=after.updated_at, data=data
-            )
+            data = {
+                "conversation_id": after.conversation_id, "model_id": model.model_id,
+                "completion_tokens": answer.tokens, "message_count": after.message_count,
+            }  # fmt: skip
+            kind = "chat.completed" if answer.complete else "chat.interrupted"
+            return Event(kind=kind, subject=after.conversation_id, owner=after.owner, at=after.updated_at, data=data)
 
         await self.store.upsert(empty, step, event)
 

@@ -174,7 +174,7 @@ class VllmModel:
         """Deltas, then a Finish. Raises `Invalid` and `Unavailable`."""
         prompt = await self.prompt(messages, sampling.max_tokens)
         parameters = self.parameters(sampling, prompt.max_tokens)
-        produced, probability, reason = 0, 0.0, None
+        produced, probability, reason, cached = 0, 0.0, None, 0
         clock = asyncio.get_running_loop().time
         first = 0.0
         outputs: AsyncGenerator[Any, None] = self.llm.generate(
@@ -191,7 +191,7 @@ class VllmModel:
                             math.exp(position[token].logprob)
                             for token, position in zip(step.token_ids, step.logprobs, strict=False)
                         )
-                    reason = step.finish_reason
+                    reason, cached = step.finish_reason, output.num_cached_tokens or 0
                     if step.token_ids or step.text:
                         yield Delta(step.text, step.token_ids, self._logprobs(step, sampling))
         except EngineDeadError as error:
@@ -211,6 +211,7 @@ class VllmModel:
             mean_probability=probability / produced if sampling.measure and produced else None,
             dropped_turns=prompt.dropped,
             max_tokens=prompt.max_tokens if (sampling.max_tokens or prompt.max_tokens) > prompt.max_tokens else None,
+            cached_tokens=cached,
         )
 
     def _logprobs(self, step: Any, sampling: Sampling) -> tuple[TokenLogprob, ...] | None:

@@ -7,14 +7,12 @@ async def submit(body: Submission, who: SignedIn, core: FromCore) -> Submitted: 
 from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import Depends
+from fastapi import Depends, Response
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from cluster.errors import Forbidden, Unauthenticated
-from cluster.identity.keys import PREFIX
 from cluster.identity.model import Principal
-from cluster.identity.service import Identity
 from serve_apps.kit.call import Call, call_of
 from serve_apps.scopes import OPEN, SIGNED_IN
 
@@ -35,18 +33,6 @@ def credential(scope: Scope) -> str:
     return ""
 
 
-async def authenticate(call: Call, scope: Scope, identity: Identity) -> None:
-    """Fill in the call's principal, or why there is none. An open route may be called with a stale token."""
-    presented = credential(scope)
-    try:
-        if presented.startswith(PREFIX):
-            call.principal = await identity.authenticate_key(presented)
-        elif presented:
-            call.principal = await identity.authenticate_bearer(presented)
-    except Unauthenticated as refusal:
-        call.refusal = refusal
-
-
 def signed_in(call: Call) -> Principal:
     """The principal. Raises `Unauthenticated`."""
     if call.principal is None:
@@ -63,18 +49,15 @@ def allow(call: Call, needed: str) -> None:
         raise Forbidden(f"the scope {needed} is needed", required_scope=needed, scopes=sorted(who.scopes))
 
 
-def guarded(app: ASGIApp, needed: str) -> ASGIApp:
-    """The app of a route, behind its scope: nothing of a body is read for a caller who may not send it."""
-
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        allow(call_of(scope), needed)
-        await app(scope, receive, send)
-
-    return guard
-
-
 async def _principal(connection: HTTPConnection) -> Principal:
     return signed_in(call_of(connection.scope))
 
 
 SignedIn = Annotated[Principal, Depends(_principal)]
+
+
+async def _no_store(response: Response) -> None:
+    response.headers["cache-control"] = "no-store"
+
+
+SECRET = [Depends(_no_store)]  # dependencies of a route whose answer holds a secret: nobody on the way may keep it

@@ -15,6 +15,7 @@ from cluster.errors import Unauthenticated
 from cluster.identity.model import Principal
 from cluster.ids import new_id
 from cluster.limits.limiter import LimitState
+from cluster.origin import Origin
 
 if TYPE_CHECKING:
     from serve_apps.core import Core
@@ -32,8 +33,10 @@ class Call:
     at: datetime
     principal: Principal | None = None
     refusal: Unauthenticated | None = None  # why the credential that came is not good
+    origin: Origin | None = None
     limits: tuple[LimitState, ...] = ()
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # for every answer, errors too
+    lasting: bool = False  # it stays open: its time says nothing about how fast requests are answered
     message: str = ""  # for envelopes that have one; the route's `response_description` otherwise
 
 

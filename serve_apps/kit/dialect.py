@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -15,10 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from cluster.clock import iso
-from cluster.errors import Invalid, LimitExceeded, NotFound, Unauthenticated, VillageError
-from serve_apps.kit import auth, documented
+from cluster.errors import Invalid, NotFound, Unauthenticated, VillageError
+from cluster.origin import within
+from serve_apps.kit import documented, witness
+from serve_apps.kit.admission import admit
 from serve_apps.kit.call import Call, call_of
+from serve_apps.kit.guard import guarded
 from serve_apps.kit.routing import allowed_methods, order
 from serve_apps.scopes import SCOPES
 
@@ -46,10 +47,12 @@ class Dialect:
     `codes`: for each error class its code and status, looked up along the error's base classes.
     `limit_headers`: the headers that its document promises, from `call.limits`.
     `documented`: every endpoint that its document names, as (method, path); one without a route answers 501.
+    `takes_files`: paths whose routes read their body by themselves, as it comes.
     `uncounted`: open paths that neither need a principal nor count against a limit.
     `of_field`: a code for a validation error, where the document has one; `codes[Invalid]` otherwise.
     `invalid_status`: status of a request that fails validation.
     `bucket`: which of the dialect's limits a request counts against.
+    `stranger`: what a request without a principal counts under, where that is not its address.
     """
 
     name: str
@@ -60,10 +63,12 @@ class Dialect:
     error_body: Callable[[Problem, Call], dict[str, Any]]
     limit_headers: Callable[[Call], Iterable[tuple[str, str]]]
     documented: tuple[tuple[str, str], ...] = ()
+    takes_files: frozenset[str] = frozenset()
     uncounted: frozenset[str] = frozenset()
     of_field: Callable[[FieldError], str | None] = lambda _: None
     invalid_status: int | None = None
     bucket: Callable[[Scope], str] = lambda _: "requests"
+    stranger: Callable[[Scope], str] = lambda _: ""
     wrap_schema: Callable[[dict[str, Any]], dict[str, Any]] = lambda schema: schema
 
     def app(self, core: Any) -> "DialectApp":
@@ -100,12 +105,11 @@ class Dialect:
         """The error as an answer."""
         problem = self.problem(error)
         headers = dict(getattr(error, "headers", None) or {})
-        if isinstance(error, LimitExceeded):
-            headers["Retry-After"] = str(max(1, round(error.details.get("retry_after_seconds", 1))))
-        elif problem.status == 401:
+        wait = problem.details.get("retry_after_seconds")
+        if wait is not None or problem.status in (429, 503):
+            headers["Retry-After"] = str(max(1, round(wait or 1)))
+        if problem.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        elif problem.status == 503:
-            headers["Retry-After"] = str(getattr(error, "details", {}).get("retry_after_seconds", 1))
         return JSONResponse(self.error_body(problem, call), problem.status, headers)
 
     def not_allowed(self, call: Call) -> Response:
@@ -144,7 +148,8 @@ class DialectApp:
             assert isinstance(route, (Route, WebSocketRoute))
             for method in getattr(route, "methods", None) or ("WS",):
                 if method != "HEAD":
-                    route.app = auth.guarded(route.app, scopes[f"{method} {route.path_format}"])
+                    streams = route.path_format in self.dialect.takes_files
+                    route.app = guarded(route.app, scopes[f"{method} {route.path_format}"], streams)
         api.router.routes.sort(key=order)  # a literal path before one with parameters, whoever declared it first
         for kind in (VillageError, RequestValidationError, HTTPException, Exception):
             api.add_exception_handler(kind, self._answer)
@@ -161,6 +166,7 @@ class DialectApp:
         await route.handle(scope, receive, send)
 
     async def _answer(self, connection: HTTPConnection, error: Exception) -> Response:
+        witness.refusal(error, call_of(connection.scope), connection.scope)
         response = self.dialect.answer(error, call_of(connection.scope))
         if isinstance(error, HTTPException) and error.status_code == 405:
             response.headers["allow"] = ", ".join(allowed_methods(self.api.routes, connection.scope))
@@ -171,8 +177,7 @@ class DialectApp:
         call = call_of(scope)
         if scope["path"] not in self.dialect.uncounted:
             try:
-                await auth.authenticate(call, scope, self.core.identity)
-                await self._count(call, scope)
+                await admit(call, scope, self.dialect)
             except VillageError as error:
                 await self.dialect.answer(error, call)(scope, receive, send)
                 return
@@ -184,30 +189,13 @@ class DialectApp:
             await send(message)
 
         try:
-            await self.api(scope, receive, watched)
+            with within(call.origin):
+                await self.api(scope, receive, watched)
         except Exception as error:
             # Starlette has answered through `_answer` and raises again so that somebody logs it: here, once.
             log.exception("unexpected error", request_id=call.request_id, path=scope["path"])
             if not started:
                 await self.dialect.answer(error, call)(scope, receive, send)
-
-    async def _count(self, call: Call, scope: Scope) -> None:
-        client = scope.get("client")
-        windows = self.core.limiter.policy.windows(self.dialect.tag.lower(), self.dialect.bucket(scope), call.principal)
-        who = call.principal.principal_id if call.principal else f"address_{client[0] if client else 'local'}"
-        call.limits = await self.core.limiter.hit((self.dialect.tag.lower(), self.dialect.bucket(scope), who), windows)
-        call.headers += [(n.lower().encode(), v.encode()) for n, v in self.dialect.limit_headers(call)]
-        over = next((state for state in call.limits if state.exceeded), None)
-        if over is not None:
-            self.core.metrics.limited.labels(self.dialect.tag).inc()
-            raise LimitExceeded(
-                f"more than {over.limit} requests per {over.window}",
-                limit=over.limit,
-                window=over.window,
-                reset_at=iso(datetime.fromtimestamp(over.reset_at, UTC)),
-                retry_after_seconds=over.reset_after,
-                current_usage=over.used,
-            )
 
 
 async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:

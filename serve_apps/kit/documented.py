@@ -21,6 +21,9 @@ async def socket_not_built(socket: WebSocket) -> None:
     raise NotBuilt("this WebSocket is documented, and not built yet")
 
 
+NOT_BUILT = (not_built, socket_not_built)
+
+
 def add_missing(api: FastAPI, endpoints: Iterable[tuple[str, str]]) -> None:
     """A 501 for each (method, path) that no route of the app serves; method `WS` is a WebSocket."""
     built = {
@@ -37,4 +40,4 @@ def add_missing(api: FastAPI, endpoints: Iterable[tuple[str, str]]) -> None:
         if method == "WS":
             api.router.add_websocket_route(path, socket_not_built, name)
         else:
-            api.add_api_route(path, not_built, methods=[method], name=name, include_in_schema=False, status_code=501)
+            api.add_api_route(path, not_built, methods=[method], name=name, status_code=501)

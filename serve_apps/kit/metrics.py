@@ -1,21 +1,20 @@
-"""Prometheus metrics of one gateway process, and their sum over all of them."""
+"""Prometheus metrics that one gateway process counts; `kit.exposition` adds them up, `kit.census` counts the store.
 
-import asyncio
+Labels are few and ours: route templates, dialects, the village's own models. Never a path, an id or a caller's word.
+"""
+
 import secrets
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
-import httpx
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-SIBLING_SECONDS = 1.0
-PROCESS = "x-village-process"
+disable_created_metrics()  # a family more for each counter, which nobody reads and a sum over processes cannot have
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 
 
 class Metrics:
@@ -23,8 +22,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        labels = ("method", "endpoint", "status")
-        self.requests = Counter("http_requests", "HTTP requests answered", labels, registry=self.registry)
+        self.requests = Counter(
+            "http_requests", "HTTP requests answered", ("method", "endpoint", "status"), registry=self.registry
+        )
         self.seconds = Histogram(
             "http_request_duration_seconds", "From the first byte in to the last byte out", ("method", "endpoint"),
             buckets=BUCKETS, registry=self.registry,
@@ -32,8 +32,15 @@ class Metrics:
         self.sockets = Gauge("websocket_connections", "Open WebSocket connections", registry=self.registry)
         self.sockets_ever = Counter("websocket_connections_opened", "WebSockets ever opened", registry=self.registry)
         self.limited = Counter(
-            "rate_limited_requests", "Requests refused with 429", ("dialect",), registry=self.registry
+            "village_rate_limited_requests", "Requests refused with 429", ("dialect",), registry=self.registry
         )
+        self.replayed = Counter(
+            "village_idempotent_replays", "First answers given again for an Idempotency-Key", registry=self.registry
+        )
+        self.scrape_errors = Counter(
+            "village_scrape_errors", "Scrapes that the store did not answer", registry=self.registry
+        )
+        self.registry.register(Process())
         self.begun = time.monotonic()
         self.process = secrets.token_hex(8)  # tells a sibling's numbers from our own, through another socket
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -47,8 +54,10 @@ class Metrics:
         """One request more. `endpoint` is the route's template: callers' own paths would be labels without end."""
         children = self._children.get((method, endpoint, status))
         if children is None:
-            children = self.requests.labels(method, endpoint, str(status)), self.seconds.labels(method, endpoint)
-            self._children[(method, endpoint, status)] = children
+            known = method if method in METHODS else "other"
+            children = self.requests.labels(known, endpoint, str(status)), self.seconds.labels(known, endpoint)
+            if known == method:
+                self._children[(method, endpoint, status)] = children
         children[0].inc()
         children[1].observe(seconds)
 
@@ -62,49 +71,43 @@ class Metrics:
         """WebSockets open in this process, and opened so far."""
         return int(self.sockets._value.get()), int(self.sockets_ever._value.get())  # the library has no reader
 
+    def watch(self, name: str, documentation: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """Show as a counter what a plain object counts by itself: `read()` gives its value for each of `label`."""
+        self.registry.register(Watched(name, documentation, label, read))
+
     def text(self) -> str:
         """This process alone, in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
 
-async def exposition(own: Metrics, sockets: Iterable[Path]) -> str:
-    """The sum over all gateway processes: this one, and the others that answer on these Unix sockets.
+class Watched(Collector):
+    """A counter that somebody without Prometheus keeps."""
 
-    A scrape reaches any replica by chance; without the sum its counters would jump between theirs.
-    """
-    texts = dict(await asyncio.gather(*(_ask(path) for path in sockets)))
-    texts.pop("", None)
-    texts[own.process] = own.text()
-    registry = CollectorRegistry()
-    registry.register(_Sum(texts.values()))
-    return generate_latest(registry).decode()
-
-
-async def _ask(socket: Path) -> tuple[str, str]:
-    try:
-        async with httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(socket)), timeout=SIBLING_SECONDS
-        ) as client:
-            answer = await client.get("http://gateway/metrics", params={"own": "true"})
-            return answer.headers.get(PROCESS, ""), answer.text
-    except httpx.HTTPError:  # a socket whose process is gone
-        return "", ""
-
-
-class _Sum(Collector):
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = texts
+    def __init__(self, name: str, documentation: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        self.name, self.documentation, self.label, self.read = name, documentation, label, read
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, Metric] = {}
-        sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = defaultdict(lambda: defaultdict(float))
-        for text in self.texts:
-            for family in text_string_to_metric_families(text):
-                families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                for sample in family.samples:
-                    if not sample.name.endswith("_created"):
-                        sums[family.name][(sample.name, tuple(sample.labels.items()))] += sample.value
-        for name, family in families.items():
-            for (sample, labels), value in sums[name].items():
-                family.add_sample(sample, dict(labels), value)
-            yield family
+        """See Prometheus."""
+        family = CounterMetricFamily(self.name, self.documentation, labels=(self.label,))
+        for value, count in self.read().items():
+            family.add_metric((value,), count)
+        yield family
+
+
+class Process(Collector):
+    """What this process takes of the machine; the sum over replicas is what the gateway takes."""
+
+    def __init__(self) -> None:
+        self.process = psutil.Process()
+
+    def collect(self) -> Iterator[Metric]:
+        """See Prometheus."""
+        with self.process.oneshot():
+            cpu, memory = self.process.cpu_times(), self.process.memory_info()
+        yield GaugeMetricFamily("village_gateway_processes", "Gateway processes that answered this scrape", 1)
+        yield CounterMetricFamily(
+            "village_gateway_cpu_seconds", "CPU time of the gateway's processes", cpu.user + cpu.system
+        )
+        yield GaugeMetricFamily(
+            "village_gateway_resident_memory_bytes", "Resident memory of the gateway's processes", memory.rss
+        )

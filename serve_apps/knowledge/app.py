@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import Unavailable, VillageError
 from cluster.identity.model import Principal
+from cluster.origin import current
 from cluster.store import Page
 from rag.model import Added, Answer, Document, DocumentRecord, Writer
 
@@ -35,8 +36,9 @@ class RemoteKnowledge:
     ) -> Added:  # fmt: skip
         """See `Knowledge.add`."""
         return await self._ask(
-            "add", who, content, metadata, chunk_strategy, generate_embeddings, update_knowledge_graph, document_id
-        )
+            "add", who, content, metadata, chunk_strategy, generate_embeddings, update_knowledge_graph, document_id,
+            origin=current(),
+        )  # fmt: skip
 
     async def query(
         self, who: Principal, query: str, max_results: int = 10, include_sources: bool = True,
@@ -44,7 +46,9 @@ class RemoteKnowledge:
         context: Mapping[str, Any] | None = None, writer: Writer | None = None,
     ) -> Answer:  # fmt: skip
         """See `Knowledge.query`."""
-        return await self._ask("query", who, query, max_results, include_sources, mode, filters, context, writer)
+        return await self._ask(
+            "query", who, query, max_results, include_sources, mode, filters, context, writer, origin=current()
+        )
 
     async def get(self, who: Principal, document_id: str) -> Document:
         """See `Knowledge.get`."""
@@ -56,4 +60,4 @@ class RemoteKnowledge:
 
     async def delete(self, who: Principal, document_id: str) -> DocumentRecord:
         """See `Knowledge.delete`."""
-        return await self._ask("delete", who, document_id)
+        return await self._ask("delete", who, document_id, origin=current())

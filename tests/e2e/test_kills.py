@@ -69,7 +69,7 @@ def everything_done_once(village: Running, agent: Slow, ids: list[str]) -> None:
     assert len({record["task_id"] for record in records["records"]}) == min(len(ids), 100)
 
 
-@pytest.mark.parametrize("part", ["RouterKeeper", "TrustKeeper", "redis-server", "haproxy"])
+@pytest.mark.parametrize("part", ["RouterKeeper", "TrustKeeper", "StreamKeeper", "redis-server", "haproxy"])
 def test_no_task_is_lost_or_done_twice_when_a_part_is_killed(village: Running, agent: Slow, part: str) -> None:
     ids = submit(village, agent, 60)
     village.until(lambda: len(agent.given) >= 5, 20, "the agent at work")
@@ -117,6 +117,13 @@ def test_the_ledger_still_proves_itself_after_all_that(village: Running) -> None
         history = village.get(f"/ains/agents/{agent['agent_id']}/trust/history", limit=100)["records"]
         for newer, older in itertools.pairwise(history):
             assert newer["previous_hash"] == older["hash"]
+
+
+def test_the_audit_log_holds_and_names_who_came(village: Running) -> None:
+    told = village.run("audit", "verify")
+    assert told.returncode == 0 and "hold" in told.stdout, told.stdout + told.stderr
+    entries = village.get("/ains/audit-logs", event_type="authentication", limit=5)
+    assert entries["total"] >= 1 and entries["logs"][0]["ip_address"] == "127.0.0.1"
 
 
 def test_down_leaves_no_process_behind_and_up_finds_everything_again(village: Running) -> None:

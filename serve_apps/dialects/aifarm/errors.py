@@ -6,12 +6,15 @@ from typing import Any
 from cluster.errors import (
     Conflict,
     Forbidden,
+    IdempotencyMismatch,
     Invalid,
     LimitExceeded,
     NotBuilt,
     NotFound,
+    TooLarge,
     Unauthenticated,
     Unavailable,
+    UnsupportedMedia,
     VillageError,
 )
 from serve_apps.kit.call import Call
@@ -19,6 +22,9 @@ from serve_apps.kit.dialect import Problem
 
 CODES: dict[type[VillageError], tuple[str, int]] = {
     Invalid: ("INVALID_REQUEST", 400),
+    IdempotencyMismatch: ("INVALID_REQUEST", 422),
+    TooLarge: ("INVALID_REQUEST", 413),
+    UnsupportedMedia: ("INVALID_REQUEST", 415),
     Unauthenticated: ("UNAUTHORIZED", 401),
     Forbidden: ("FORBIDDEN", 403),
     NotFound: ("NOT_FOUND", 404),

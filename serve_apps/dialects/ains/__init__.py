@@ -2,11 +2,14 @@
 
 from serve_apps.dialects.ains import (
     routes_agents,
+    routes_audit,
     routes_keys,
     routes_routing,
     routes_tasks,
     routes_trust,
+    routes_usage,
     routes_version,
+    routes_webhooks,
 )
 from serve_apps.dialects.ains.errors import CODES, error_body, limit_headers, of_field
 from serve_apps.kit.dialect import Dialect
@@ -56,11 +59,15 @@ AINS = Dialect(
         routes_trust.router,
         routes_routing.router,
         routes_keys.router,
+        routes_usage.router,
+        routes_audit.router,
         routes_version.router,
+        routes_webhooks.router,
     ),
     codes=CODES,
     error_body=error_body,
     limit_headers=limit_headers,
     documented=DOCUMENTED,
     of_field=of_field,
+    stranger=lambda scope: f"token_{scope['path']}" if scope["path"].endswith("/result") else "",
 )

@@ -10,7 +10,7 @@ from cluster.clock import iso
 from cluster.identity.apikeys import PER_HOUR, PER_MINUTE
 from cluster.identity.records import ApiKey
 from serve_apps.core import FromCore
-from serve_apps.kit.auth import SignedIn
+from serve_apps.kit.auth import SECRET, SignedIn
 from serve_apps.kit.pagination import Limit50, Offset
 
 router = APIRouter(prefix="/ains/api-keys")
@@ -87,7 +87,11 @@ def _fields(key: ApiKey) -> dict[str, object]:
     }
 
 
-@router.post("", status_code=201)
+def _listed(key: ApiKey, at: datetime) -> ListedKey:
+    return ListedKey.model_validate(_fields(key) | {"active": key.active(at), "last_used_at": _stamp(key.last_used_at)})
+
+
+@router.post("", status_code=201, dependencies=SECRET)
 async def create_api_key(body: KeyRequest, who: SignedIn, core: FromCore) -> NewKey:
     """Make a key. Its value is shown here and never again."""
     record, key = await core.identity.create_key(
@@ -110,11 +114,13 @@ async def list_api_keys(
     """Keys, newest first."""
     page = await core.identity.list_keys(who, client_id, active_only, offset, limit)
     at = core.clock()
-    keys = [
-        ListedKey.model_validate(_fields(k) | {"active": k.active(at), "last_used_at": _stamp(k.last_used_at)})
-        for k in page.items
-    ]
-    return KeyList(keys=keys, total=page.total)
+    return KeyList(keys=[_listed(key, at) for key in page.items], total=page.total)
+
+
+@router.get("/{key_id}")
+async def get_api_key(key_id: str, who: SignedIn, core: FromCore) -> ListedKey:
+    """One key."""
+    return _listed(await core.identity.get_key(who, key_id), core.clock())
 
 
 @router.delete("/{key_id}")

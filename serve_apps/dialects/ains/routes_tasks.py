@@ -4,7 +4,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from cluster.clock import iso
 from cluster.routing.strategies import DEFAULT
@@ -19,16 +19,6 @@ MAX_BATCH = 100
 
 class Submission(BaseModel):
     """A task as a client asks for it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "client_id": "production_application", "task_type": "data_analysis",
-                "capability_required": "data-processing:v1", "input_data": {"dataset": "data_001.csv"}, "priority": 7,
-                "timeout_seconds": 300, "max_retries": 3, "routing_strategy": "trust_weighted",
-            }
-        }
-    )  # fmt: skip
 
     client_id: str = Field(min_length=1, max_length=200)
     task_type: str = Field(min_length=1, max_length=200)
@@ -175,7 +165,7 @@ async def dependencies(task_id: str, who: SignedIn, core: FromCore) -> dict[str,
     }  # fmt: skip
 
 
-@router.post("/{task_id}/result")
+@router.post("/{task_id}/result", responses={401: {}})
 async def report(
     task_id: str, body: Report, core: FromCore, x_task_token: Annotated[str, Header()] = ""
 ) -> dict[str, Any]:

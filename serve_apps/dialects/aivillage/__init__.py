@@ -3,9 +3,11 @@
 from serve_apps.dialects.aivillage import (
     routes_auth,
     routes_chat,
+    routes_events,
     routes_knowledge,
     routes_models,
     routes_system,
+    routes_users,
     routes_ws,
 )
 from serve_apps.dialects.aivillage.envelope import wrap_schema
@@ -48,17 +50,20 @@ AIVILLAGE = Dialect(
     owns=("/", "/healthz", "/auth/", "/v1/", "/ws"),
     routers=(
         routes_auth.router,
+        routes_users.router,
         routes_chat.router,
         routes_knowledge.router,
         routes_system.router,
         routes_system.bare,
         routes_models.router,
+        routes_events.router,
         routes_ws.router,
     ),
     codes=CODES,
     error_body=error_body,
     limit_headers=limit_headers,
     documented=DOCUMENTED,
+    takes_files=frozenset({"/v1/upload"}),
     uncounted=frozenset({"/", "/healthz"}),
     wrap_schema=wrap_schema,
 )

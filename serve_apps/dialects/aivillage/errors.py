@@ -5,15 +5,22 @@ from typing import Any
 
 from cluster.clock import iso
 from cluster.errors import (
+    AgentUnreachable,
     Conflict,
+    FogFailed,
     Forbidden,
+    IdempotencyMismatch,
     InsufficientResources,
     Invalid,
     LimitExceeded,
     NotBuilt,
     NotFound,
+    PeerNetworkFailed,
+    TooLarge,
+    TrainingFailed,
     Unauthenticated,
     Unavailable,
+    UnsupportedMedia,
     VillageError,
 )
 from serve_apps.kit.call import Call
@@ -24,10 +31,17 @@ CODES: dict[type[VillageError], tuple[str, int]] = {
     Forbidden: ("INSUFFICIENT_PERMISSIONS", 403),
     NotFound: ("RESOURCE_NOT_FOUND", 404),
     Invalid: ("VALIDATION_ERROR", 400),
+    IdempotencyMismatch: ("VALIDATION_ERROR", 422),
+    TooLarge: ("VALIDATION_ERROR", 413),
+    UnsupportedMedia: ("VALIDATION_ERROR", 415),
     Conflict: ("VALIDATION_ERROR", 409),
     LimitExceeded: ("RATE_LIMIT_EXCEEDED", 429),
     Unavailable: ("SERVICE_UNAVAILABLE", 503),
     InsufficientResources: ("INSUFFICIENT_RESOURCES", 503),
+    TrainingFailed: ("MODEL_TRAINING_FAILED", 422),
+    PeerNetworkFailed: ("P2P_NETWORK_ERROR", 503),
+    AgentUnreachable: ("AGENT_COMMUNICATION_FAILED", 503),
+    FogFailed: ("FOG_COMPUTE_ERROR", 503),
     NotBuilt: ("NOT_IMPLEMENTED", 501),
     VillageError: ("INTERNAL_ERROR", 500),
 }
@@ -36,7 +50,7 @@ CODES: dict[type[VillageError], tuple[str, int]] = {
 def error_body(problem: Problem, call: Call) -> dict[str, Any]:
     """The document's error format."""
     message, details = problem.message, dict(problem.details)
-    if isinstance(problem.error, LimitExceeded):
+    if isinstance(problem.error, LimitExceeded) and "reset_at" in details:
         message = f"Rate limit exceeded for tier {tier(call)}"
         details = {
             "limit": details["limit"],

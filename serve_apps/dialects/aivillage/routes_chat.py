@@ -51,7 +51,10 @@ class ChatRequest(BaseModel):
         )
 
 
-@router.post("/v1/chat", response_description="Chat completed successfully", response_model=dict[str, Any])
+@router.post(
+    "/v1/chat", response_description="Chat completed successfully", response_model=dict[str, Any],
+    responses={200: {"content": {"text/event-stream": {}}}, 404: {}},
+)  # fmt: skip
 async def chat(body: ChatRequest, request: Request, who: SignedIn, core: FromCore) -> Any:
     """One message of a conversation and its answer, whole or as a stream of events."""
     steps = core.chat.converse(who, body.model_id, body.message, body.conversation_id or "", body.sampling())

@@ -27,6 +27,7 @@ WORD = {  # the document's words for a run's state
     RunState.FAILED: "failed",
     RunState.CANCELLED: "cancelled",
 }
+TAR = "application/x-tar"
 RECENT = 10  # completed runs that an estimate looks back on
 
 
@@ -191,7 +192,7 @@ def model_answer(model: Model) -> ModelAnswer:
     )
 
 
-@router.post("/train")
+@router.post("/train", responses={404: {}, 501: {}})
 async def train(body: TrainRequest, who: SignedIn, core: FromCore, call: FromCall, request: Request) -> TrainingStarted:
     """Start a training run; its progress comes over `/ws`."""
     if not body.real_training:
@@ -251,13 +252,13 @@ async def get_model(model_id: str, who: SignedIn, core: FromCore) -> ModelAnswer
     return model_answer(await core.models.get(who, model_id))
 
 
-@router.get("/{model_id}/download", response_class=StreamingResponse)
+@router.get("/{model_id}/download", response_class=StreamingResponse, responses={200: {"content": {TAR: {}}}, 422: {}})
 async def download(model_id: str, who: SignedIn, core: FromCore) -> StreamingResponse:
     """The model's folder (safetensors, tokenizer, configuration) as a tar."""
     model = await core.models.get(who, model_id)
     pieces = await core.models.archive(who, model.model_id)
     headers = {"Content-Disposition": f'attachment; filename="{model.model_id}.tar"', "ETag": f'"{model.digest}"'}
-    return StreamingResponse(pieces, media_type="application/x-tar", headers=headers)
+    return StreamingResponse(pieces, media_type=TAR, headers=headers)
 
 
 @router.delete("/{model_id}", response_description="Model deleted")

@@ -1,5 +1,6 @@
 """AIVillage, the system: what it is and how it fares."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,6 +9,7 @@ from cluster.clock import iso
 from serve_apps.core import Core, FromCore
 from serve_apps.dialects.aivillage.envelope import VillageRoute
 from serve_apps.kit.openapi import VERSION
+from serve_apps.kit.readiness import Check, overall
 
 router = APIRouter(route_class=VillageRoute)
 bare = APIRouter()
@@ -31,6 +33,7 @@ ENDPOINTS = {
     "agents": "GET /ains/agents",
     "docs": "GET /docs",
     "openapi": "GET /openapi.json",
+    "events": "GET /v1/events",
     "websocket": "ws://host/ws",
 }
 
@@ -51,25 +54,37 @@ async def information(core: FromCore) -> dict[str, Any]:
 @bare.get("/healthz")
 async def healthz(core: FromCore) -> dict[str, Any]:
     """That this process answers, and which services gave a sign of life lately."""
+    report = await core.readiness.report()
     active, total = core.metrics.sockets_now()
     socket = _service(True, True, active_connections=active, total_connections=total)
     return {
-        "status": "healthy" if all((await core.readiness.checks()).values()) else "degraded",
+        "status": overall(report),
         "timestamp": iso(core.clock()),
-        "services": await services(core) | {"websocket": socket},
+        "services": reported(core, report) | {"websocket": socket},
         "version": VERSION,
     }
 
 
 async def services(core: Core) -> dict[str, Any]:
     """The services of the document: running, away (no sign of life lately) or absent (not part of it)."""
-    alive = await core.readiness.checks()
-    return {
-        "agent_forge": _service(bool(core.forge), alive.get("forge", True)),
-        "chat": _service(bool(core.chat), alive.get("chat", True)),
-        "knowledge": _service(bool(core.knowledge), alive.get("knowledge", True)),
-        "p2p_fog": _service(False, False),
-    }
+    return reported(core, await core.readiness.report())
+
+
+def reported(core: Core, report: Mapping[str, Check]) -> dict[str, Any]:
+    """`services`, of a report that is at hand."""
+    parts = {
+        "agent_forge": (core.forge, "forge"), "chat": (core.chat, "chat"), "knowledge": (core.knowledge, "knowledge"),
+        "tasks": (core.tasks, "router"), "trust": (core.trust, "ledger"), "audit": (core.audit, "audit"),
+        "webhooks": (core.webhooks, "webhooks"),
+    }  # fmt: skip
+    told = {name: _part(bool(service), report.get(part)) for name, (service, part) in parts.items()}
+    return told | {"p2p_fog": _service(False, False)}
+
+
+def _part(built: bool, check: Check | None) -> dict[str, Any]:
+    beaten = check.beat_age_seconds if check else None
+    more = {} if beaten is None else {"last_beat_seconds": round(beaten, 1)}
+    return _service(built, check is None or check.ready, **more)
 
 
 def _service(built: bool, alive: bool, **more: Any) -> dict[str, Any]:

@@ -1,112 +1,199 @@
-"""AIVillage, `/ws`: the socket around `socket.Conversation`."""
+"""AIVillage, `/ws`: the socket around the protocol of `socket.py`."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, WebSocket
+import orjson
+from fastapi import APIRouter
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from cluster.errors import Unavailable
-from cluster.events.model import Event
+from cluster.errors import Forbidden, Unauthenticated, Unavailable, VillageError
+from cluster.events.model import Event, order
 from cluster.ids import new_id
 from cluster.workers.model import Agent
 from serve_apps.core import Core
+from serve_apps.dialects.aivillage import socket as protocol
 from serve_apps.dialects.aivillage.routes_system import services
-from serve_apps.dialects.aivillage.socket import Conversation, refusal
-from serve_apps.kit.auth import authenticate
-from serve_apps.kit.call import Call, call_of
-from serve_apps.kit.hub import TooSlow
-from serve_apps.kit.streaming import POLICY_VIOLATION, TRY_AGAIN_LATER, close, first_to_end, send_json
+from serve_apps.dialects.aivillage.topics import Message, Subscription, message, subscription
+from serve_apps.kit.admission import address_of
+from serve_apps.kit.auth import credential
+from serve_apps.kit.call import call_of
+from serve_apps.kit.connections import INTERNAL_ERROR, POLICY_VIOLATION, TOO_BIG, UNSUPPORTED, Connection
+from serve_apps.kit.feed import Feed
+from serve_apps.kit.hub import id_at
+from serve_apps.kit.messages import MessageLimit, TooManyMessages
+from serve_apps.kit.streaming import close, send_bytes
+from serve_apps.kit.wire import framed, wire_of
 
 router = APIRouter()
 
-LOOK_AGAIN_SECONDS = 30.0  # how long a socket may outlive its token, key or user
+MOST_REFUSALS = 3  # credentials that one connection may try in vain
 
 
-@router.websocket("/ws")
+def as_text(event: Event) -> bytes:
+    """An event as the text of a message."""
+    return orjson.dumps(message(event))
+
+
+def as_frame(event: Event) -> bytes:
+    """An event as it goes over the wire."""
+    return framed(as_text(event))
+
+
 async def live(socket: WebSocket) -> None:
     """Live updates. A token is optional; without one there is ping and get_status. A bad one is refused."""
     call = call_of(socket.scope)
     if call.refusal is not None:
         raise call.refusal
-    await socket.accept()
-    talk = Conversation(call.principal, new_id("conn"))
-    subscribed: asyncio.Queue[str] = asyncio.Queue()
-    has = {name: service["available"] for name, service in (await services(call.core)).items()}
-    await send_json(socket, talk.greeting(has, call.core.clock()))
-    await first_to_end(
-        _listen(socket, call.core, talk, subscribed), _tell(socket, call.core, talk, subscribed), _watch(socket, call)
-    )
+    connections = call.core.connections
+    with connections.enter(call.principal, credential(socket.scope), address_of(socket.scope)) as connection:
+        await socket.accept()
+        call.headers.clear()  # they are sent, and a connection keeps its call for hours
+        await Session(socket, call.core, connection).run()
 
 
-async def _listen(socket: WebSocket, core: Core, talk: Conversation, subscribed: asyncio.Queue[str]) -> None:
-    while True:
-        text = await socket.receive_text()
+# Not FastAPI's: its exit stacks and its solved dependencies would be kept for as long as the socket is open.
+router.add_websocket_route("/ws", live, "live")
+
+
+class Session:
+    """One client: what it has asked for, and how it is answered."""
+
+    def __init__(self, socket: WebSocket, core: Core, connection: Connection) -> None:
+        self.socket, self.core, self.connection = socket, core, connection
+        self.subscription = Subscription()
+        self.limit = MessageLimit(core.limiter.policy.sockets.messages)
+        self.refusals = 0
+        self.wire = wire_of(socket.scope)
+        if self.wire is None:
+            self.feed = Feed(core.hub, connection, as_text, partial(send_bytes, socket))
+        else:
+            self.wire.take_at_most(protocol.LARGEST_MESSAGE)
+            self.feed = Feed(core.hub, connection, as_frame, self.wire.write_when_taken, self.wire.write)
+
+    async def run(self) -> None:
+        """Until the client leaves or the connection ends."""
         try:
-            status = await status_of(core) if "get_status" in text else {}
-            # Read before the answer: what happens once the client knows that it is subscribed must reach it.
-            now = await core.store.last_event_id() if "subscribe" in text else ""
-        except Unavailable as error:
-            await send_json(socket, refusal("SERVICE_UNAVAILABLE", error.message, error.details, core.clock()))
-            continue
-        first = not talk.topics
-        answer = talk.receive(text, status, core.clock())
-        await send_json(socket, answer)
-        if answer["type"] == "subscribed" and (first or talk.resume_from):
-            subscribed.put_nowait(talk.resume_from or now)
+            async with self.connection.life():
+                await self._greet()
+                await self._listen()
+        except WebSocketDisconnect:
+            pass
+        except Exception:
+            self.connection.end(INTERNAL_ERROR, "an unexpected error")
+            raise
+        finally:
+            self.feed.stop()
+            await self._end()
 
+    async def _end(self) -> None:
+        ended, outbox = self.connection.ended, self.feed.outbox
+        if ended is not None and not ended.dead and self.socket.client_state is WebSocketState.CONNECTED:
+            await outbox.flush(protocol.FLUSH_SECONDS)
+            await close(self.socket, ended.code, ended.reason)
+        outbox.close()
+        if self.wire is not None and ended is not None and ended.dead:
+            self.wire.abort()
 
-async def _tell(socket: WebSocket, core: Core, talk: Conversation, subscribed: asyncio.Queue[str]) -> None:
-    """Send events from the first subscription on; one that resumes starts again from its id."""
-    after = await subscribed.get()
-    while True:
+    def say(self, told: Message) -> None:
+        """Put a message out after all that was put out before."""
+        text = orjson.dumps(told)
+        self.feed.outbox.put(text if self.wire is None else framed(text))
+
+    async def _greet(self) -> None:
+        core = self.core
+        has = {name: service["available"] for name, service in (await services(core)).items()}
         try:
-            after = await _until_resumed(socket, talk, core.hub.listen(talk.wants, after), subscribed)
-        except TooSlow:
-            await close(socket, TRY_AGAIN_LATER, "too far behind: come back with last_event_id")
-            return
+            last = await core.hub.newest()
         except Unavailable:
-            await close(socket, TRY_AGAIN_LATER, "the event stream is away")
-            return
+            last = ""
+        self.say(protocol.greeting(new_id("conn"), self.connection.principal, has, last, core.clock()))
 
+    async def _listen(self) -> None:
+        while True:
+            received = await self.socket.receive()
+            if received["type"] == "websocket.disconnect":
+                return
+            text = received.get("text")
+            if text is None:
+                self.connection.end(UNSUPPORTED, "messages are text")
+                continue
+            if len(text) > protocol.LARGEST_MESSAGE:
+                self.connection.end(TOO_BIG, f"a message has at most {protocol.LARGEST_MESSAGE} bytes")
+                continue
+            await self._answer(text)
 
-async def _until_resumed(
-    socket: WebSocket, talk: Conversation, events: AsyncIterator[Event], subscribed: asyncio.Queue[str]
-) -> str:
-    again = asyncio.create_task(subscribed.get())
-    sending = asyncio.create_task(_send_all(socket, talk, events))
-    try:
-        await asyncio.wait((again, sending), return_when=asyncio.FIRST_COMPLETED)
-        if again.done():
-            return again.result()
-        sending.result()
-        raise TooSlow  # the hub ends no stream by itself
-    finally:
-        again.cancel()
-        sending.cancel()
-        await asyncio.gather(again, sending, return_exceptions=True)
-
-
-async def _send_all(socket: WebSocket, talk: Conversation, events: Any) -> None:
-    async with aclosing(events):
-        async for event in events:
-            await send_json(socket, talk.render(event))
-
-
-async def _watch(socket: WebSocket, call: Call) -> None:
-    """Close when the credential is no longer good. While the store is away nobody can tell, so nobody is put out."""
-    while True:
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        if call.principal is None:
-            continue
+    async def _answer(self, text: str) -> None:
         try:
-            await authenticate(call, socket.scope, call.core.identity)
-        except Unavailable:
-            continue
-        if call.refusal is not None:
-            await close(socket, POLICY_VIOLATION, "the credential is no longer good")
+            self.limit.hit(self.core.clock())
+            await self._do(protocol.read(text))
+        except VillageError as error:
+            self.say(protocol.refusal(error, self.core.clock()))
+            if isinstance(error, TooManyMessages):
+                self.connection.end(POLICY_VIOLATION, "too many messages")
+
+    async def _do(self, asked: protocol.Asked) -> None:
+        at = self.core.clock
+        match asked:
+            case protocol.Ping():
+                self.say(protocol.pong(at()))
+            case protocol.GetStatus():
+                self.say(protocol.status(asked.components, await status_of(self.core), at()))
+            case protocol.Subscribe():
+                await self._subscribe(asked)
+            case protocol.Unsubscribe():
+                self._unsubscribe(asked)
+            case protocol.Authenticate():
+                await self._authenticate(asked.token)
+
+    async def _subscribe(self, asked: protocol.Subscribe) -> None:
+        wanted = subscription(self.connection.principal, asked.topics, asked.filters)
+        oldest, newest = await self.core.store.ends()
+        begin, gap = newest, None
+        if asked.after is not None:
+            begin, gap = protocol.resume(asked.after, oldest, newest)
+        elif self.feed.place is not None:
+            begin = id_at(self.feed.place)  # a change of topics misses nothing and repeats nothing
+        self.subscription = wanted
+        self.say(protocol.subscribed("subscribed", wanted, begin, self.core.clock()))
+        if gap is not None:
+            self.say(protocol.gap(gap, self.core.clock()))
+        self._follow(begin)
+
+    def _unsubscribe(self, asked: protocol.Unsubscribe) -> None:
+        place = id_at(self.feed.place) if self.feed.place else None
+        self.subscription = self.subscription.without(asked.topics)
+        self.say(protocol.subscribed("unsubscribed", self.subscription, place, self.core.clock()))
+        if place:
+            self._follow(place)
+
+    def _follow(self, begin: str) -> None:
+        if not self.subscription.topics:
+            self.feed.stop()
             return
+        passes = self.subscription.passes if self.subscription.is_picky else None
+        self.feed.follow(self.subscription.nouns, self.subscription.owners, passes, order(begin))
+
+    async def _authenticate(self, token: str) -> None:
+        known, identity = self.connection.principal, self.core.identity
+        try:
+            await identity.look()
+            who = await identity.authenticate(token)
+        except Unauthenticated:
+            self.refusals += 1
+            if self.refusals >= MOST_REFUSALS:
+                self.connection.end(POLICY_VIOLATION, "no good credential")
+            raise
+        if known is not None and who.owner != known.owner:
+            raise Forbidden("this connection belongs to somebody else")
+        # What is subscribed must be allowed to the new credential as well, or the old one stays.
+        kept = self.subscription.renewed(who)
+        self.core.connections.renew(self.connection, who, token)
+        place = id_at(self.feed.place) if self.feed.place else None
+        self.subscription = kept
+        self.say(protocol.authenticated(who, self.core.clock()))
+        if place:
+            self._follow(place)
 
 
 async def status_of(core: Core) -> dict[str, Any]:

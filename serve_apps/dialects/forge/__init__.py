@@ -2,6 +2,7 @@
 
 from starlette.types import Scope
 
+from serve_apps.dialects.forge import routes_system
 from serve_apps.dialects.forge.errors import CODES, error_body, limit_headers
 from serve_apps.kit.dialect import Dialect
 
@@ -50,11 +51,12 @@ FORGE = Dialect(
     tag="Forge",
     # `/health` is answered by Orchestra's route, with the fields of both documents.
     owns=("/status", "/v1/fine-tune", *(f"/{r}" for r in RESOURCES), *(f"/{r}/" for r in RESOURCES)),
-    routers=(),
+    routers=(routes_system.router,),
     codes=CODES,
     error_body=error_body,
     limit_headers=limit_headers,
     documented=DOCUMENTED[1:],
     invalid_status=422,
+    takes_files=frozenset({"/data-sources"}),
     bucket=bucket,
 )

@@ -7,12 +7,15 @@ from cluster.clock import iso
 from cluster.errors import (
     Conflict,
     Forbidden,
+    IdempotencyMismatch,
     Invalid,
     LimitExceeded,
     NotBuilt,
     NotFound,
+    TooLarge,
     Unauthenticated,
     Unavailable,
+    UnsupportedMedia,
     VillageError,
 )
 from serve_apps.kit.call import Call
@@ -20,6 +23,9 @@ from serve_apps.kit.dialect import Problem
 
 CODES: dict[type[VillageError], tuple[str, int]] = {
     Invalid: ("INVALID", 400),
+    IdempotencyMismatch: ("INVALID", 422),
+    TooLarge: ("INVALID", 413),
+    UnsupportedMedia: ("INVALID", 415),
     Unauthenticated: ("UNAUTHENTICATED", 401),
     Forbidden: ("FORBIDDEN", 403),
     NotFound: ("NOT_FOUND", 404),

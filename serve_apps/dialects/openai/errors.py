@@ -8,14 +8,17 @@ import orjson
 from cluster.errors import (
     Conflict,
     Forbidden,
+    IdempotencyMismatch,
     InsufficientResources,
     Invalid,
     LimitExceeded,
     ModelNotReady,
     NotBuilt,
     NotFound,
+    TooLarge,
     Unauthenticated,
     Unavailable,
+    UnsupportedMedia,
     VillageError,
 )
 from serve_apps.kit.call import Call
@@ -23,6 +26,9 @@ from serve_apps.kit.dialect import Problem
 
 CODES: dict[type[VillageError], tuple[str, int]] = {
     Invalid: ("invalid_request", 400),
+    IdempotencyMismatch: ("invalid_request", 422),
+    TooLarge: ("invalid_request", 413),
+    UnsupportedMedia: ("invalid_request", 415),
     Unauthenticated: ("invalid_api_key", 401),
     Forbidden: ("insufficient_permissions", 403),
     NotFound: ("model_not_found", 404),
@@ -62,7 +68,7 @@ def error_event(error: Exception) -> bytes:
 def limit_headers(call: Call) -> Iterable[tuple[str, str]]:
     """Requests per minute, as OpenAI names them."""
     for state in call.limits:
-        if state.window == "minute":
+        if state.window == "minute" or state.exceeded:
             yield "x-ratelimit-limit-requests", str(state.limit)
             yield "x-ratelimit-remaining-requests", str(state.remaining)
             yield "x-ratelimit-reset-requests", f"{state.reset_after}s"

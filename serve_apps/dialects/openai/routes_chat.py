@@ -17,7 +17,10 @@ from serve_apps.kit.auth import SignedIn
 router = APIRouter(prefix="/openai/v1/chat")
 
 
-@router.post("/completions", response_class=Response)
+@router.post(
+    "/completions", response_class=Response,
+    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}}, 404: {}},
+)  # fmt: skip
 async def complete(body: CompletionRequest, request: Request, who: SignedIn, core: FromCore) -> Response:
     """A reply to the messages, whole or as a stream of chunks."""
     sampling, turns = body.sampling(), body.turns()

@@ -25,7 +25,7 @@ async def listed(who: SignedIn, core: FromCore) -> dict[str, Any]:
     return {"object": "list", "data": [shown(model) for model in await core.chat.listed(who)]}
 
 
-@router.get("/{model_id}")
+@router.get("/{model_id}", responses={409: {}})
 async def one(model_id: str, who: SignedIn, core: FromCore) -> dict[str, Any]:
     """One model, by id or name."""
     return shown(await core.chat.model(who, model_id))

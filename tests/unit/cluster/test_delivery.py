@@ -6,18 +6,8 @@ from eventually import eventually
 from working_agent import WorkingAgent, working
 
 from cluster.clock import utc_now
-from cluster.errors import Invalid
 from cluster.tasks import delivery
-from cluster.tasks.delivery import (
-    Accepted,
-    Completed,
-    Delivery,
-    Failed,
-    PublicOnly,
-    Unreachable,
-    outcome,
-    refuse_private,
-)
+from cluster.tasks.delivery import Accepted, Completed, Delivery, Failed, Unreachable, outcome
 from cluster.tasks.model import Task
 
 TASK = Task(
@@ -138,39 +128,6 @@ async def test_cancelling_closes_the_connection():
         sending.cancel()
         await eventually(lambda: agent.dropped == 1)
     await sender.close()
-
-
-PRIVATE = [
-    "127.0.0.1",
-    "10.1.2.3",
-    "192.168.0.1",
-    "172.16.0.1",
-    "169.254.169.254",
-    "0.0.0.0",
-    "100.64.0.1",
-    "::1",
-    "fe80::1",
-    "fd00::1",
-    "::ffff:127.0.0.1",
-]
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_an_address_that_is_not_public_is_refused(address):
-    with pytest.raises(Invalid):
-        refuse_private(address)
-
-
-def test_a_public_address_is_not():
-    refuse_private("8.8.8.8")
-    refuse_private("2606:4700::1111")
-
-
-async def test_names_of_loopback_are_refused_as_they_are_resolved():
-    resolver = PublicOnly()
-    with pytest.raises(Invalid):
-        await resolver.resolve("localhost", 80)
-    await resolver.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f000001", "127.1"])

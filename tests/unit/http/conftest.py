@@ -7,11 +7,15 @@ import httpx
 import pytest
 from http_harness import ADMIN, ADMIN_SCOPES, PASSWORD, QUICK, Client, roomy
 
+from cluster.audit.archive import Archive
+from cluster.audit.service import Audit
+from cluster.egress import Egress
 from cluster.identity.passwords import Passwords
 from cluster.identity.service import Identity
 from cluster.limits.limiter import Limiter
 from cluster.settings import Settings
 from cluster.store import Store
+from cluster.webhooks.service import Webhooks
 from serve_apps.core import Core
 from serve_apps.gateway import Gateway, build_gateway
 from serve_apps.kit.hub import Hub
@@ -29,11 +33,17 @@ async def core(store: Store, tmp_path: Path) -> AsyncIterator[Core]:
         limiter=Limiter(store.url, roomy()),
         hub=Hub(store),
         readiness=Readiness({"store": reachable(store)}),
+        audit=Audit(store, Archive(tmp_path / "audit")),
+        webhooks=Webhooks(store, Egress(public_only=False)),
     )
     await made.start()
     await made.identity.create_user(ADMIN, PASSWORD, ADMIN_SCOPES, "enterprise")
     yield made
     await made.identity.settled()
+    await made.usage.close()
+    await made.audit.close()
+    await made.webhooks.close()
+    await made.connections.close()
     await made.hub.close()
     await made.limiter.close()
 

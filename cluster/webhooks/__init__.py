@@ -1,0 +1,1 @@
+"""Webhooks: events of the stream, sent to whoever asked for them."""
