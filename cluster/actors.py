@@ -11,8 +11,7 @@ import ray
 
 from cluster import logs, tracing
 from cluster.audit.keeper import keep_audit
-from cluster.errors import Unavailable
-from cluster.presence import BEAT_SECONDS
+from cluster.events.keeping import keep
 from cluster.routing.router import Router
 from cluster.settings import Settings
 from cluster.store import Store
@@ -69,22 +68,8 @@ class TrustKeeper(Keeper):
     PART = "ledger"
 
     async def main(self) -> None:
-        """Read the stream in batches; start from the cursor again after the store was away."""
-        keeper = LedgerKeeper(Store(Settings().redis))
-        opened = False
-        beaten = 0.0
-        while True:
-            try:
-                if not opened:
-                    await keeper.open()
-                    opened = True
-                await keeper.step()
-                if (now := asyncio.get_running_loop().time()) - beaten >= BEAT_SECONDS:
-                    beaten = now
-                    await keeper.beat()
-            except Unavailable:
-                opened = False
-                await asyncio.sleep(0.2)
+        """See `LedgerKeeper`."""
+        await keep(LedgerKeeper(Store(Settings().redis)))
 
 
 class StreamKeeper(Keeper):

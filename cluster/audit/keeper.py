@@ -10,6 +10,7 @@ from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, Unavailable
 from cluster.events import Event
 from cluster.events.cursor import Cursor, forget_what_all_have_read
+from cluster.events.keeping import keep
 from cluster.events.model import START, order
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.settings import Settings
@@ -68,24 +69,7 @@ class AuditKeeper:
 
 async def keep_audit(store: Store, settings: Settings) -> None:
     """The loop, for ever: write what comes, and move what is old to the archive beside it."""
-    await asyncio.gather(_write(store), _move(Mover.of(store, settings)))
-
-
-async def _write(store: Store) -> None:
-    keeper = AuditKeeper(store)
-    opened, beaten = False, 0.0
-    while True:
-        try:
-            if not opened:
-                await keeper.open()
-                opened = True
-            await keeper.step()
-            if (now := asyncio.get_running_loop().time()) - beaten >= BEAT_SECONDS:
-                beaten = now
-                await keeper.beat()
-        except Unavailable:
-            opened = False
-            await asyncio.sleep(0.2)
+    await asyncio.gather(keep(AuditKeeper(store)), _move(Mover.of(store, settings)))
 
 
 async def _move(mover: Mover) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi.routing import APIRoute
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -48,29 +49,32 @@ class Documents:
 
     def __init__(self, apps: Sequence[DialectApp]) -> None:
         self._apps = apps
-        self._document: dict[str, Any] = {}
+        self._made: tuple[bytes, bytes] | None = None
         self.pages: dict[str, ASGIApp] = {"/openapi.json": self._page(self._json), "/docs": self._page(self._html)}
 
-    def document(self) -> dict[str, Any]:
-        """The merged document."""
-        self._document = self._document or merged(self._apps)
-        return self._document
-
-    def _page(self, render: Any) -> ASGIApp:
+    def _page(self, render: Callable[[bytes, bytes], Response]) -> ASGIApp:
         async def page(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["method"] in ("GET", "HEAD"):
-                response: Response = render()
+                # In a thread: it takes half a second, for which no other request should wait.
+                self._made = self._made or await asyncio.to_thread(self._make)
+                response = render(*self._made)
             else:
                 response = self._apps[0].dialect.not_allowed(call_of(scope))
             await response(scope, receive, send)
 
         return page
 
-    def _json(self) -> Response:
-        return JSONResponse(self.document())
+    def _make(self) -> tuple[bytes, bytes]:
+        document = merged(self._apps)
+        return json.dumps(document, ensure_ascii=False).encode(), listing.page(document).encode()
 
-    def _html(self) -> Response:
-        return HTMLResponse(listing.page(self.document()), headers={"Content-Security-Policy": listing.POLICY})
+    @staticmethod
+    def _json(document: bytes, _: bytes) -> Response:
+        return Response(document, media_type="application/json")
+
+    @staticmethod
+    def _html(_: bytes, page: bytes) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": listing.POLICY})
 
 
 def merged(apps: Sequence[DialectApp]) -> dict[str, Any]:

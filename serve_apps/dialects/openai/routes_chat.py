@@ -19,7 +19,10 @@ router = APIRouter(prefix="/openai/v1/chat")
 
 @router.post(
     "/completions", response_class=Response,
-    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}}, 404: {}},
+    responses={
+        200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}},
+        404: {},
+    },
 )  # fmt: skip
 async def complete(body: CompletionRequest, request: Request, who: SignedIn, core: FromCore) -> Response:
     """A reply to the messages, whole or as a stream of chunks."""

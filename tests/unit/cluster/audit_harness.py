@@ -1,6 +1,5 @@
 """What the tests of the audit log share."""
 
-import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from cluster.clock import utc_now
 from cluster.events import Event
 from cluster.identity.model import SYSTEM, Principal
 from cluster.origin import Origin
-from cluster.store import Store, Write
+from cluster.store import Store
 
 ADMIN = SYSTEM
 ALL = Filter()
@@ -68,20 +67,3 @@ async def log_of(audit: Audit, who: Principal = ADMIN, wanted: Filter = ALL, lim
             assert len(entries) == page.total
             return entries[::-1]
         assert page.items
-
-
-class Dying(Store):
-    """A store whose client is killed before, or after, its n-th commit."""
-
-    def __init__(self, url: str, at: int, after: bool) -> None:
-        super().__init__(url)
-        self.left, self.after = at, after
-
-    async def commit(self, *writes: Write) -> bool:
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise asyncio.CancelledError
-        done = await super().commit(*writes)
-        if self.left == 0:
-            raise asyncio.CancelledError
-        return done

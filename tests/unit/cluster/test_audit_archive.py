@@ -5,7 +5,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from audit_harness import ADMIN, ALL, Dying, happened, kept, log_of, mover, person, program
+from audit_harness import ADMIN, ALL, happened, kept, log_of, mover, person, program
+from dying import Dying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

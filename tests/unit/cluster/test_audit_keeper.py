@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from audit_harness import ADMIN, Dying, happened, kept, log_of, person, program
+from audit_harness import ADMIN, happened, kept, log_of, person, program
+from dying import Dying
 from eventually import eventually
 
 from cluster.audit.archive import FOLDER, Archive

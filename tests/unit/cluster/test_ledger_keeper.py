@@ -2,13 +2,14 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from dying import Dying
 
 from cluster.clock import utc_now
 from cluster.errors import Invalid, Unavailable
 from cluster.events import Event
 from cluster.events.cursor import Cursor
 from cluster.identity.model import SYSTEM
-from cluster.store import Store, Write
+from cluster.store import Store
 from cluster.trust.ledger import Standing, TrustRecord
 from cluster.trust.service import LedgerKeeper, Trust
 
@@ -51,23 +52,6 @@ async def test_what_is_nobodys_outcome_moves_nobody(store: Store):
     await store.publish(Event(kind="task.created", subject="task_1", owner="u", at=NOON, data={"agent_id": "ada"}))
     await kept(store)
     assert await store.count(TrustRecord, "agent", "ada") == 0 and await store.count(Standing, "score") == 0
-
-
-class Dying(Store):
-    """A store whose client is killed before, or after, its n-th commit."""
-
-    def __init__(self, url: str, at: int, after: bool) -> None:
-        super().__init__(url)
-        self.left, self.after = at, after
-
-    async def commit(self, *writes: Write) -> bool:
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise asyncio.CancelledError
-        done = await super().commit(*writes)
-        if self.left == 0:
-            raise asyncio.CancelledError
-        return done
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -30,7 +30,8 @@ LATER = {  # endpoints of a document that a later release brings: the only ones 
         "POST /ains/task-templates", "POST /ains/tasks/from-template",
     },
     "orchestra": {"POST /chat/v2/chat", "WS /chat/ws/{client_id}/{session_id}"},
-    "forge": {key.removeprefix("forge ") for key in EXAMPLES if key.startswith("forge ")} - {"GET /health", "GET /status"},
+    "forge": {key.removeprefix("forge ") for key in EXAMPLES if key.startswith("forge ")}
+    - {"GET /health", "GET /status"},
 }  # fmt: skip
 NOT_BUILT = {f"{system} {endpoint}" for system, endpoints in LATER.items() for endpoint in endpoints}
 ERROR_CODE = {
