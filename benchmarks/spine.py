@@ -27,6 +27,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
 from benchmarks import load
+from cluster import heap
 from cluster.identity.model import SYSTEM
 from cluster.settings import Settings
 from cluster.store import Store, server
@@ -89,6 +90,7 @@ async def serve(layer: str, url: str, home: str, port: int) -> None:
     door = socket.create_server(("127.0.0.1", port), backlog=1024)
     config = uvicorn.Config(app_of(layer, core), http="httptools", lifespan="off", access_log=False, log_config=None)
     await core.start()
+    heap.settle()
     await uvicorn.Server(config).serve(sockets=[door])
 
 

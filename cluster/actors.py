@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from cluster import logs, tracing
+from cluster import heap, logs, tracing
 from cluster.audit.keeper import keep_audit
 from cluster.events.keeping import keep
 from cluster.routing.router import Router
@@ -31,6 +31,7 @@ class Keeper:
     def __init__(self) -> None:
         logs.configure(self.PART)
         tracing.configure(Settings(), self.PART)
+        heap.settle()
         threading.Thread(target=self._forever, daemon=True).start()
 
     def _forever(self) -> None:

@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from cluster import logs, tracing
+from cluster import heap, logs, tracing
 from cluster.front import take_slot
 from cluster.settings import Settings
 from serve_apps.kit.wire import Wire
@@ -104,6 +104,7 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         allow_open_files()
         app = await self.build()
+        heap.settle()
         path, self.slot_lock = take_slot(self.settings, self.role)
         door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         door.bind(str(path))
