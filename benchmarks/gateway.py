@@ -53,10 +53,11 @@ def peer(door: str) -> subprocess.Popen[str]:
     while line := process.stdout.readline():
         if line.strip() == "ready":
             break
-    pause = threading.Event()
-    for _ in range(300):  # HAProxy listens a little after Serve says that it runs
+    pause, good = threading.Event(), 0
+    for _ in range(300):  # HAProxy listens a little after Serve says that it runs, and believes in empty slots at first
         try:
-            if httpx.get(f"http://127.0.0.1:{PEER_PORT}/noop", timeout=1).status_code == 200:
+            good = good + 1 if httpx.get(f"http://127.0.0.1:{PEER_PORT}/noop", timeout=1).status_code == 200 else 0
+            if good == 20:
                 return process
         except httpx.HTTPError:
             pass
