@@ -47,12 +47,14 @@ async def admit(call: Call, scope: Scope, dialect: "Dialect") -> None:
     windows = core.limiter.policy.windows(tag, bucket, call.principal)
     counted = await core.limiter.hit((tag, bucket, who), windows, GENERATION)
     call.limits = counted.states
+    counted_for = call.principal
     if core.identity.heard(counted.beside) and presented:
         await recognise(call, presented)
     call.headers += [(n.lower().encode(), v.encode()) for n, v in dialect.limit_headers(call)]
     call.headers += draft_headers(windows, call.limits)
     call.origin = origin(call, scope, address)
-    refuse_too_many(call, dialect)
+    if call.principal or not counted_for:  # whoever was revoked meanwhile is told that, not that it came too often
+        refuse_too_many(call, dialect)
 
 
 async def recognise(call: Call, presented: str) -> None:

@@ -3,12 +3,16 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import jwt
 import pytest
 from http_harness import ADMIN, PASSWORD, Client
 
+from cluster.identity.model import SYSTEM
 from cluster.identity.records import ApiKey
+from cluster.identity.service import Identity
 from serve_apps.core import Core
+from serve_apps.gateway import build_gateway
 
 SIGN_IN = {"username": ADMIN, "password": PASSWORD}
 
@@ -175,3 +179,22 @@ async def test_strangers_are_counted_by_address(client: Client, core: Core):
     answers = [await client.post("/auth/refresh", json={"refresh_token": "x"}) for _ in range(62)]
     statuses = [answer.status_code for answer in answers]
     assert statuses[:60] == [401] * 60 and 429 in statuses[60:]
+
+
+async def test_a_key_that_was_revoked_elsewhere_is_told_so_even_over_its_limit(client: Client, admin, core: Core):
+    made = (await make_key(client, admin, rate_limit_per_minute=1)).json()
+    key = {"X-API-Key": made["api_key"]}
+    assert [(await client.get("/ains/version", headers=key)).status_code for _ in range(2)] == [200, 429]
+    await Identity(core.store).revoke_key(SYSTEM, made["key_id"])
+    assert (await client.get("/ains/version", headers=key)).status_code == 401
+
+
+async def test_an_open_forge_is_open_to_this_machine_only(core: Core):
+    core.settings = core.settings.model_copy(update={"forge_open": True})
+    asked = {}
+    for address in ("127.0.0.1", "::1", "192.0.2.1"):
+        transport = httpx.ASGITransport(build_gateway(core), client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://village") as client:
+            asked[address] = [(await client.get(path)).status_code for path in ("/jobs", "/ains/tasks")]
+            assert (await client.get("/jobs", headers=bearer("forged"))).status_code == 401
+    assert asked == {"127.0.0.1": [501, 401], "::1": [501, 401], "192.0.2.1": [401, 401]}
