@@ -1,7 +1,6 @@
 """`village audit ...`: straight to the store and the archive, so that it also works while nothing serves."""
 
 import argparse
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -13,12 +12,10 @@ from cluster.audit.archive import FOLDER, Archive
 from cluster.audit.filters import Filter
 from cluster.audit.service import Audit
 from cluster.audit.table import ACTIONS, EVENT_TYPES
-from cluster.cli.client import Refused
+from cluster.cli.direct import with_store
 from cluster.clock import iso
-from cluster.errors import VillageError
 from cluster.identity.model import SYSTEM
 from cluster.settings import Settings
-from cluster.store import Store
 
 T = TypeVar("T")
 Told = argparse.Namespace
@@ -27,18 +24,7 @@ console = Console(highlight=False)
 
 def ask(settings: Settings, work: Callable[[Audit], Awaitable[T]]) -> T:
     """What `work` makes of the village's audit log. Raises `Refused` with the reason in words."""
-
-    async def run() -> T:
-        store = Store(settings.redis)
-        try:
-            return await work(Audit(store, Archive(settings.home / FOLDER)))
-        finally:
-            await store.close()
-
-    try:
-        return asyncio.run(run())
-    except VillageError as error:
-        raise Refused(error.message) from error
+    return with_store(settings, lambda store: work(Audit(store, Archive(settings.home / FOLDER))))
 
 
 def verify(settings: Settings, told: Told) -> int:

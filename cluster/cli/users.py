@@ -1,7 +1,6 @@
 """`village user ...` and `village keys ...`: straight to the store, so that they also work while nothing serves."""
 
 import argparse
-import asyncio
 import getpass
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,9 +9,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from cluster.cli.client import Refused
+from cluster.cli.direct import with_store
 from cluster.clock import iso
-from cluster.errors import VillageError
 from cluster.identity.model import SYSTEM, Tier
 from cluster.identity.records import User
 from cluster.identity.service import Identity
@@ -35,18 +33,11 @@ def read_password() -> str:
 def ask(settings: Settings, work: Callable[[Identity], Awaitable[T]]) -> T:
     """What `work` makes of the village's identity. Raises `Refused` with the reason in words."""
 
-    async def run() -> T:
-        store = Store(settings.redis)
-        try:
-            with within(Origin(principal_id="cli", username=getpass.getuser(), endpoint="village user")):
-                return await work(Identity(store))
-        finally:
-            await store.close()
+    async def known(store: Store) -> T:
+        with within(Origin(principal_id="cli", username=getpass.getuser(), endpoint="village user")):
+            return await work(Identity(store))
 
-    try:
-        return asyncio.run(run())
-    except VillageError as error:
-        raise Refused(error.message) from error
+    return with_store(settings, known)
 
 
 def add(settings: Settings, told: Told) -> int:

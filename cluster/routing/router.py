@@ -10,11 +10,11 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from datetime import datetime
-from typing import TypeVar
 
 from cluster import tracing
+from cluster.aside import Aside, insist
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, NotFound, Unavailable
 from cluster.events import Event
@@ -36,7 +36,6 @@ TICK_SECONDS = 0.25
 BATCH = 64
 AGENTS_PER_READ = 500
 Step = Callable[[Task], Task]
-T = TypeVar("T")
 
 
 class Router:
@@ -50,14 +49,14 @@ class Router:
         self.due: set[str] = set()  # capabilities that may have both a ready task and a free agent
         self.work = asyncio.Event()
         self.deliveries: dict[str, asyncio.Task[None]] = {}  # by attempt id, those that wait for their agent's answer
-        self.aside: set[asyncio.Task[None]] = set()  # everything that runs beside the loops
+        self.aside = Aside(log)  # everything that runs beside the loops
         self.random = random.Random()
         self.assigned = 0
 
     async def run(self) -> None:
         """Recover, then route for ever."""
-        after = await self._insist(self.store.last_event_id)
-        await self._insist(self.recover)
+        after = await insist(self.store.last_event_id)
+        await insist(self.recover)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(after))
@@ -65,16 +64,7 @@ class Router:
                 group.create_task(self._keep_time())
                 group.create_task(self._beat())
         finally:
-            for task in self.aside:
-                task.cancel()
-
-    async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Until the store answers: what is in hand must not be lost because Redis is away."""
-        while True:
-            try:
-                return await action()
-            except Unavailable:
-                await asyncio.sleep(TICK_SECONDS)
+            self.aside.cancel()
 
     async def recover(self) -> None:
         """Know the agents and what they hold; give back what a former router had on its way."""
@@ -106,7 +96,7 @@ class Router:
 
     async def _watch(self, after: str) -> None:
         async for event in self.store.follow(after):
-            await self._insist(lambda seen=event: self._observe(seen))
+            await insist(lambda seen=event: self._observe(seen))
 
     async def _observe(self, event: Event) -> None:
         if event.kind.startswith("task."):
@@ -129,21 +119,10 @@ class Router:
             running.cancel()  # over for this attempt: cancelled, timed out, or reported by its agent
         if state is TaskState.PENDING:
             if event.data["waiting"]:
-                self._spawn(self._insist(lambda: self._resolve(task_id)))
+                self.aside.spawn(insist(lambda: self._resolve(task_id)))
             self._wake(event.data["capability"])
             return
-        self._spawn(self._insist(lambda: self._free_dependents(task_id)))
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self.aside.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.aside.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("beside the loops: %r", error)
+        self.aside.spawn(insist(lambda: self._free_dependents(task_id)))
 
     async def _free_dependents(self, task_id: str) -> None:
         for dependent in await self.store.ids(Task, "dependents", task_id):
@@ -198,13 +177,13 @@ class Router:
         try:
             won = await self.store.commit(Write(task, after, version, changed(task, after)))
         except Unavailable:
-            self._spawn(self._take_back(after))
+            self.aside.spawn(self._take_back(after))
             self._wake(task.capability_required)
         if not won:
             self.table.drop(agent_id, after.attempt_id)
             return False
         self.assigned += 1
-        delivery = self._spawn(self._deliver(after, self.table.entries[agent_id].agent))
+        delivery = self.aside.spawn(self._deliver(after, self.table.entries[agent_id].agent))
         self.deliveries[after.attempt_id] = delivery
         delivery.add_done_callback(lambda _: self.deliveries.pop(after.attempt_id, None))
         return True
@@ -257,7 +236,7 @@ class Router:
     async def _step(self, task_id: str, step: Step) -> Task | None:
         """Commit a step, however long Redis is away; None, and nothing done, for one that has become stale."""
         try:
-            return await self._insist(lambda: self.store.change(Task, task_id, step, changed))
+            return await insist(lambda: self.store.change(Task, task_id, step, changed))
         except (Conflict, NotFound) as error:
             log.info("%s: %s", task_id, error)
             return None

@@ -8,15 +8,14 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
 
+from cluster.aside import Aside, insist
 from cluster.clock import Clock
 from cluster.egress import Egress
-from cluster.errors import Conflict, Unavailable
+from cluster.errors import Conflict
 from cluster.events import Event
 from cluster.store import Store, Write
 from cluster.webhooks import events, machine
@@ -28,7 +27,6 @@ log = logging.getLogger("village.webhooks")
 TICK_SECONDS = 0.5
 OVERALL, EACH = 256, 16  # calls at once
 DROPPED_AT_ONCE = 200
-T = TypeVar("T")
 
 
 @dataclass
@@ -58,7 +56,7 @@ class Sender:
         self.lanes: dict[str, Lane] = {}
         self.free = OVERALL
         self.starved: deque[str] = deque()  # lanes that found nothing free, in their order
-        self.aside: set[asyncio.Task[Any]] = set()
+        self.aside = Aside(log)
         self.name = secrets.token_hex(4)
         self.taken = 0
         self.counts = {"delivered": 0, "failed": 0, "attempts": 0}
@@ -73,34 +71,14 @@ class Sender:
                         self.wake(lane.webhook_id)
                 await asyncio.sleep(TICK_SECONDS)
         finally:
-            for task in self.aside:
-                task.cancel()
+            self.aside.cancel()
 
     def wake(self, webhook_id: str) -> None:
         """Look what is due for it."""
         lane = self.lanes.setdefault(webhook_id, Lane(webhook_id))
         lane.again = True
         if lane.task is None:
-            lane.task = self._spawn(self._drain(lane))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self.aside.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.aside.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("a part of the sender failed", exc_info=error)
-
-    async def insist(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Until the store answers: what a receiver said must not be lost because Redis is away."""
-        while True:
-            try:
-                return await action()
-            except Unavailable:
-                await asyncio.sleep(TICK_SECONDS)
+            lane.task = self.aside.spawn(self._drain(lane))
 
     # ---- taking
 
@@ -108,7 +86,7 @@ class Sender:
         try:
             while lane.again:
                 lane.again = False
-                await self.insist(lambda: self._fill(lane))
+                await insist(lambda: self._fill(lane))
         finally:
             lane.task = None
 
@@ -138,7 +116,7 @@ class Sender:
             self.free += wanted - len(taken)
             lane.flying -= wanted - len(taken)
             for delivery in taken:
-                self._spawn(self._deliver(lane, hook, delivery))
+                self.aside.spawn(self._deliver(lane, hook, delivery))
         lane.again = lane.again or bool(taken)
         self._serve_starved()
 
@@ -163,7 +141,7 @@ class Sender:
             attempt = await post(self.egress, hook, delivery, self.clock)
             lane.streak = 0 if attempt.ok else lane.streak + 1
             self.counts["attempts"] += 1
-            after = await self.insist(lambda: self._settle(delivery, attempt))
+            after = await insist(lambda: self._settle(delivery, attempt))
             if after is not None and after.state is not DeliveryState.PENDING:
                 lane.finished += 1
                 self.counts[after.state] += 1
