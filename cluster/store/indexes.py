@@ -2,7 +2,8 @@
 
     {village}:<kind>:<id>                       hash   version, body (JSON of the record)
     {village}:<kind>.<index>[:<part>...]        zset   record ids by score
-    {village}:events                            stream one entry per change
+    {village}:events                            stream one entry per change: its kind, and its JSON
+    {village}:signals                           stream what processes tell each other and nobody keeps
     {village}:limit:...                         string counters of the limits library
     {village}:count.<name>[:<part>...]          hash   counters that expire
     {village}:batch.<name>:<writer>             string the last batch that a writer added to them
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 PREFIX = "{village}"
 EVENTS = f"{PREFIX}:events"
+SIGNALS = f"{PREFIX}:signals"
 LIMITS = f"{PREFIX}:limit"
 SCRATCH = (f"{PREFIX}:scratch:1", f"{PREFIX}:scratch:2")
 
@@ -62,6 +64,11 @@ def record_key(kind: str, record_id: str) -> str:
 def index_key(kind: str, index: str, parts: Iterable[str] = ()) -> str:
     """The key of one sorted set."""
     return ":".join([f"{PREFIX}:{kind}.{index}", *parts])
+
+
+def key_pattern(kind: str, index: str) -> str:
+    """What the keys of all sets of an index look like, for SCAN."""
+    return f"{PREFIX}:{kind}.{index}:*".replace("{", "\\{").replace("}", "\\}")
 
 
 def counters_key(name: str, parts: Iterable[str] = ()) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,8 +18,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from cluster.errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
 from cluster.events.model import Event
 from cluster.store import companion as companions
-from cluster.store.indexes import EVENTS, Record, entries, index_key, record_key
+from cluster.store.indexes import EVENTS, Record, entries, index_key, key_pattern, record_key
 from cluster.store.stream import Stream, entry
+from cluster.store.wire import packed
 
 R = TypeVar("R", bound=Record)
 Step = Callable[[Any], Record]
@@ -46,7 +47,24 @@ class Write:
     before: Record | None
     after: Record | None
     version: str = "0"
-    event: Event | None = None
+    event: Event | tuple[Event, ...] | None = None  # several, in their order, where one step is several changes
+    guard: "Guard | None" = None
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """As a tuple, whatever was given."""
+        if self.event is None:
+            return ()
+        return (self.event,) if isinstance(self.event, Event) else self.event
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The write is refused where the sorted set has `most` members or more already."""
+
+    index: str
+    parts: tuple[str, ...]
+    most: int
 
 
 class Store(Stream):
@@ -70,6 +88,7 @@ class Store(Stream):
             # A commit carries a version and a nonce, so repeating one whose answer was lost does nothing twice.
             retry_on_error=[RedisConnectionError],
         )
+        packed(self._redis.connection_pool)
         self._commit = self._redis.register_script(COMMIT)
         self._away = False
 
@@ -185,31 +204,38 @@ class Store(Stream):
         """All of the writes with their events, in one round trip; False, and nothing done, if any lost its race."""
         companion = companions.current() if any(write.event for write in writes) else None
         if companion is None:
-            return await self._commit_all(writes)
+            return all(await self._write("all", writes))
         async with companion.lock:
-            won = await self._commit_all((*writes, companion.write) if companion.write else writes)
+            won = all(await self._write("all", (*writes, companion.write) if companion.write else writes))
             if won:
                 companion.write = None
             return won
 
-    async def _commit_all(self, writes: Sequence[Write]) -> bool:
+    async def commit_each(self, writes: Sequence[Write]) -> list[bool]:
+        """Every write by itself, in one round trip: whether it won. Later guards see what earlier writes did."""
+        return await self._write("each", writes) if writes else []
+
+    async def _write(self, mode: str, writes: Sequence[Write]) -> list[bool]:
         keys: list[str] = [EVENTS]
-        arguments: list[str | int | float] = [secrets.token_hex(8)]
+        arguments: list[str | int] = [secrets.token_hex(8), mode]
         for write in writes:
             some = write.after or write.before
             assert some is not None
             old, new = entries(write.before), entries(write.after)
-            scores: dict[str, float | str] = {key: "" for key in old if key not in new}
-            scores |= {key: score for key, score in new.items() if old.get(key) != score}
+            scores = {key: "" for key in old if key not in new}
+            scores |= {key: repr(float(score)) for key, score in new.items() if old.get(key) != score}
             keys += [record_key(some.kind, some.id), *scores]
+            guard = write.guard
+            if guard is not None:
+                keys.append(index_key(some.kind, guard.index, guard.parts))
             try:
                 body = write.after.model_dump_json() if write.after else ""
-                event = entry(write.event) if write.event else ""
+                events = [part for event in write.events for part in (event.kind, entry(event))]
             except PydanticSerializationError as error:  # lone surrogates, which JSON can write and UTF-8 cannot
                 raise Invalid("a text in it is not valid Unicode") from error
-            arguments += [write.version, body, event, some.id, len(scores)]
-            arguments += [score if score == "" else repr(float(score)) for score in scores.values()]
-        return bool(await self._call(self._commit(keys=keys, args=arguments)))
+            most = "" if guard is None else guard.most
+            arguments += [write.version, body, some.id, most, len(events) // 2, len(scores), *events, *scores.values()]
+        return [digit == "1" for digit in await self._call(self._commit(keys=keys, args=arguments))]
 
     async def count(self, kind: type[R], index: str, *parts: str) -> int:
         """How many records stand in the sorted set."""
@@ -243,6 +269,54 @@ class Store(Stream):
             kind, index, *parts, low=low, high=high, offset=offset, limit=limit, newest_first=newest_first
         )
         return Page(await self.many(kind, ids), total)
+
+    async def take(
+        self, kind: type[R], index: str, *parts: str, limit: int = 1, wait_seconds: float = 0.0
+    ) -> list[str]:
+        """Take the ids of lowest score out of the set, waiting for the first one: only one of several takers gets it.
+
+        The records themselves still stand there as far as they know; for sets that are an inbox of one reader.
+        """
+        key = index_key(kind.kind, index, parts)
+        rows = await self._call(self._redis.zpopmin(key, limit))
+        if rows or not wait_seconds:
+            return [member for member, _ in rows]
+        first = await self._call(self._redis.bzpopmin(key, wait_seconds), wait_seconds)
+        if first is None:
+            return []
+        more = await self._call(self._redis.zpopmin(key, limit - 1)) if limit > 1 else []
+        return [first[1], *(member for member, _ in more)]
+
+    async def first_of_each(self, kind: type[R], index: str) -> list[R]:
+        """The record of lowest score in every set of the index that has one. Walks all keys: for a start, not a path."""
+        keys = [key async for key in self._scan(key_pattern(kind.kind, index))]
+        found: list[R] = []
+        for start in range(0, len(keys), 500):
+            pipe = self._redis.pipeline(transaction=False)
+            for key in keys[start : start + 500]:
+                pipe.zrange(key, 0, 0)
+            ids = [row[0] for row in await self._call(pipe.execute()) if row]
+            found += await self.many(kind, ids)
+        return found
+
+    async def _scan(self, pattern: str) -> AsyncIterator[str]:
+        cursor: int | str = 0
+        while True:
+            cursor, keys = await self._call(self._redis.scan(cursor, match=pattern, count=5000, _type="zset"))
+            for key in keys:
+                yield key
+            if int(cursor) == 0:
+                return
+
+    async def scored(
+        self, kind: type[R], index: str, sets: Sequence[tuple[str, ...]], limit: int
+    ) -> list[list[tuple[str, float]]]:
+        """Ids and scores of the lowest `limit` of several sets, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for parts in sets:
+            pipe.zrange(index_key(kind.kind, index, parts), 0, limit - 1, withscores=True)
+        rows = await self._call(pipe.execute()) if sets else []
+        return [[(member, float(score)) for member, score in row] for row in rows]
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
         """Run a component's own Lua script, which lies beside its owner and names its keys in its first comment."""

@@ -1,7 +1,8 @@
 """The event stream in the store: append, read on after an event, forget. Mixed into `Store`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -9,7 +10,9 @@ from redis.exceptions import ResponseError
 from cluster.errors import Unavailable
 from cluster.events.model import START, Event, stream_id
 from cluster.origin import current
-from cluster.store.indexes import EVENTS
+from cluster.store.indexes import EVENTS, SIGNALS
+
+SIGNALS_KEPT = 1000
 
 
 class Stream:
@@ -22,33 +25,56 @@ class Stream:
 
     async def publish(self, event: Event) -> str:
         """Append an event that belongs to no record's change, such as progress. Returns its id."""
-        return "evt_" + await self._call(self._redis.xadd(EVENTS, {"event": entry(event)}))
+        return "evt_" + await self._call(self._redis.xadd(EVENTS, {"kind": event.kind, "event": entry(event)}))
 
     async def events(self, after: str = START, limit: int = 500, wait_seconds: float = 0) -> list[Event]:
         """Events after the id `after`, oldest first; waits up to `wait_seconds` for the first one."""
-        block = int(wait_seconds * 1000) or None
-        read = self._redis.xread({EVENTS: stream_id(after)}, count=limit, block=block)
-        found = await self._call(read, wait_seconds)
-        batches: Iterable[Any] = found.values() if isinstance(found, dict) else (rows for _, rows in found or ())
-        events = []
-        for rows in batches:
-            for entry_id, fields in _flat(rows):
-                events.append(
-                    Event.model_validate_json(fields["event"]).model_copy(update={"event_id": f"evt_{entry_id}"})
-                )
-        return events
+        return (await self.batch(after, limit=limit, wait_seconds=wait_seconds))[0]
 
-    async def follow(self, after: str) -> AsyncIterator[Event]:
+    async def batch(
+        self, after: str, kinds: frozenset[str] | None = None, limit: int = 500, wait_seconds: float = 0
+    ) -> tuple[list[Event], str]:
+        """The next events of these kinds (None: of all), and the id to go on after. What is not wanted is not parsed."""
+        rows = await self._rows(EVENTS, stream_id(after), limit, wait_seconds)
+        events = [
+            _event(entry_id, fields["event"])
+            for entry_id, fields in rows
+            if kinds is None or fields.get("kind") in kinds
+        ]
+        return events, f"evt_{rows[-1][0]}" if rows else after
+
+    async def _rows(self, key: str, after: str, limit: int, wait_seconds: float) -> list[tuple[str, dict[str, str]]]:
+        block = int(wait_seconds * 1000) or None
+        found = await self._call(self._redis.xread({key: after}, count=limit, block=block), wait_seconds)
+        batches: Iterable[Any] = found.values() if isinstance(found, dict) else (rows for _, rows in found or ())
+        return [row for rows in batches for row in _flat(rows)]
+
+    async def follow(self, after: str, kinds: frozenset[str] | None = None) -> AsyncIterator[Event]:
         """Every event after `after`, for ever: a reader that remembers the last id misses none, whatever restarts."""
         while True:
             try:
-                batch = await self.events(after, wait_seconds=4)
+                batch, after = await self.batch(after, kinds, wait_seconds=4)
             except Unavailable:
                 await asyncio.sleep(0.2)
                 continue
             for event in batch:
-                after = event.event_id
                 yield event
+
+    async def signal(self, data: Mapping[str, Any]) -> None:
+        """Tell the other processes something that is stale in seconds: who is not listening now never hears it."""
+        await self._call(self._redis.xadd(SIGNALS, {"json": json.dumps(data)}, maxlen=SIGNALS_KEPT, approximate=True))
+
+    async def signals(self) -> AsyncIterator[dict[str, Any]]:
+        """What is signalled from now on, for ever."""
+        after = "$"
+        while True:
+            try:
+                rows = await self._rows(SIGNALS, after, 500, 4)
+            except Unavailable:
+                await asyncio.sleep(0.2)
+                continue
+            for after, fields in rows:
+                yield json.loads(fields["json"])
 
     async def last_event_id(self) -> str:
         """Id of the newest event: where a reader starts that wants only what comes."""
@@ -78,6 +104,10 @@ def entry(event: Event) -> str:
     """What the stream holds of an event. Its origin is that of the request or event that is being worked on."""
     origin = event.origin or current()
     return event.model_copy(update={"origin": origin}).model_dump_json(exclude={"event_id"}, exclude_defaults=True)
+
+
+def _event(entry_id: str, body: str) -> Event:
+    return Event.model_validate_json(body).model_copy(update={"event_id": f"evt_{entry_id}"})
 
 
 def _flat(rows: Any) -> Iterable[tuple[str, dict[str, str]]]:
