@@ -3,15 +3,16 @@
 There is one router per village. It keeps loops and sockets; every decision is a versioned commit on the task's record,
 so a router that is killed loses nothing: the next one reads the queue from the store, gives back what was on its way,
 and goes on. A result that it had received but not committed is delivered again (at least once); only the current
-attempt's result counts (effective once).
+attempt's result counts (effective once). That no agent holds more than it may is checked by the commit itself, so not
+even two routers at once break it.
 """
 
 import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 from cluster import tracing
 from cluster.aside import Aside, insist
@@ -20,22 +21,32 @@ from cluster.errors import Conflict, NotFound, Unavailable
 from cluster.events import Event
 from cluster.origin import within
 from cluster.presence import BEAT_SECONDS, beat
-from cluster.routing import strategies
-from cluster.routing.table import Table
-from cluster.store import Store, Write
+from cluster.routing.backlog import KEEP, Backlog, Waiting
+from cluster.routing.table import Entry, Offer, Table, in_village
+from cluster.store import Guard, Store, Write
+from cluster.store.together import Together
 from cluster.tasks import machine
 from cluster.tasks.delivery import Accepted, Completed, Delivery, Failed, Outcome, Unreachable
-from cluster.tasks.events import changed
-from cluster.tasks.model import HELD, Task, TaskState
+from cluster.tasks.events import began, changed
+from cluster.tasks.model import HELD, Task, TaskState, line
 from cluster.trust.ledger import Standing
 from cluster.trust.service import Trust
 from cluster.workers.model import Agent
 
 log = logging.getLogger("village.router")
 TICK_SECONDS = 0.25
-BATCH = 64
+SLOW_TICK_SECONDS = 1.0  # between two tries of tasks that nobody may have
+RANK_SECONDS = 60.0
+BATCH = 128
+LAPSES = 500  # tasks of one commit that time has changed
 AGENTS_PER_READ = 500
+OFFER_SECONDS = 6.0  # how long an offer counts; who makes one renews it in a third of that
+PICKUP_SECONDS = 15.0  # an agent that pulls and offered room has to take a task within
 Step = Callable[[Task], Task]
+WATCHED = frozenset(
+    f"task.{verb}" for verb in
+    ("created", "ready", "retry", "released", "updated", "completed", "failed", "cancelled", "timeout")
+) | {"agent.registered", "agent.updated", "agent.deactivated", "trust.changed"}  # fmt: skip
 
 
 class Router:
@@ -45,11 +56,15 @@ class Router:
 
     def __init__(self, store: Store, trust: Trust, delivery: Delivery, clock: Clock = utc_now) -> None:
         self.store, self.trust, self.delivery, self.clock = store, trust, delivery, clock
+        self.together = Together(store)
         self.table = Table()
-        self.due: set[str] = set()  # capabilities that may have both a ready task and a free agent
+        self.backlog = Backlog()
+        self.parked: list[Waiting] = []  # ready, but nobody who has room may have them
+        self.due: dict[str, None] = {}  # capabilities that may have both a ready task and a free agent
         self.work = asyncio.Event()
         self.deliveries: dict[str, asyncio.Task[None]] = {}  # by attempt id, those that wait for their agent's answer
         self.aside = Aside(log)  # everything that runs beside the loops
+        self.moved: set[str] = set()  # agents whose trust has moved
         self.random = random.Random()
         self.assigned = 0
 
@@ -60,6 +75,7 @@ class Router:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(after))
+                group.create_task(self._listen())
                 group.create_task(self._dispatch_all())
                 group.create_task(self._keep_time())
                 group.create_task(self._beat())
@@ -67,73 +83,110 @@ class Router:
             self.aside.cancel()
 
     async def recover(self) -> None:
-        """Know the agents and what they hold; give back what a former router had on its way."""
+        """Know the agents, what they hold and what waits; give back what a former router had on its way."""
         for start in range(0, await self.store.count(Agent, "list", "all"), AGENTS_PER_READ):
             page = await self.store.page(Agent, "list", "all", offset=start, limit=AGENTS_PER_READ)
             standings = await self.trust.standings([agent.agent_id for agent in page.items])
             for agent in page.items:
                 self._learn(agent, standings[agent.agent_id])
-        for task in await self.store.many(Task, await self.store.ids(Task, "deadline")):
-            if task.state not in HELD:
-                continue
+        ids = await self.store.ids(Task, "deadline")
+        for start in range(0, len(ids), LAPSES):
+            found = await self.store.load_many(Task, ids[start : start + LAPSES])
+            await self._recover_held([(task, version) for task, version in found if task.state in HELD])
+        for task in await self.store.first_of_each(Task, "ready"):
+            self.backlog.expect(task.capability_required, task.share)
+            self._wake(task.capability_required)
+        waiting = await self.store.ids(Task, "waiting")
+        for start in range(0, len(waiting), LAPSES):
+            await self._resolve(waiting[start : start + LAPSES])
+
+    async def _recover_held(self, found: Sequence[tuple[Task, str]]) -> None:
+        lost = []
+        for task, version in found:
+            at = self.clock()
             if task.accepted and task.agent_id in self.table.entries:
-                self.table.hold(task.agent_id, task.attempt_id)
+                self.table.hold(task.agent_id, task, at)
+                if in_village(task.agent_id, task.inbox):  # its worker may be gone: if so, it does not offer again
+                    self.table.offer(task.agent_id, task.inbox, Offer(0, at + timedelta(seconds=OFFER_SECONDS)), at)
+            elif task.inbox and task.state is TaskState.ASSIGNED and task.agent_id in self.table.entries:
+                self.table.hold(task.agent_id, task, at)  # its agent still may pick it up
             else:
-                await self._step(task.task_id, lambda t, a=task.attempt: machine.release(t, a, self.clock()))
-        for task_id in await self.store.ids(Task, "waiting"):
-            await self._resolve(task_id)
+                lost.append((task, version))
+        await self._change_all(lost, lambda t: machine.release(t, t.attempt, self.clock()))
 
     def _learn(self, agent: Agent, standing: Standing) -> None:
-        self.table.put(agent, standing)
+        self.table.put(agent, standing, self.clock())
         self._wake(*agent.tags)
 
     def _wake(self, *capabilities: str) -> None:
-        self.due.update(capabilities)
+        for capability in capabilities:
+            if self.table.room(capability):
+                self.due[capability] = None
         if self.due:
             self.work.set()
 
-    # ---- events
+    # ---- events and signals
 
     async def _watch(self, after: str) -> None:
-        async for event in self.store.follow(after):
-            await insist(lambda seen=event: self._observe(seen))
+        while True:
+            try:
+                batch, after = await self.store.batch(after, WATCHED, wait_seconds=4)
+            except Unavailable:
+                await asyncio.sleep(TICK_SECONDS)
+                continue
+            ended: list[str] = []
+            for event in batch:
+                if event.kind.startswith("task."):
+                    if self._observe_task(event):
+                        ended.append(event.subject)
+                elif event.kind == "trust.changed":
+                    self.moved.add(event.subject)
+                else:
+                    await insist(lambda seen=event: self._observe_agent(seen))
+            if ended:
+                self.aside.spawn(insist(lambda ids=ended: self._free_dependents(ids)))
 
-    async def _observe(self, event: Event) -> None:
-        if event.kind.startswith("task."):
-            self._observe_task(event)
-        elif event.kind in ("agent.registered", "agent.updated", "agent.deactivated"):
-            agent = await self.store.find(Agent, event.subject)
-            if agent:
-                self._learn(agent, await self.trust.standing(agent.agent_id))
-        elif event.kind == "trust.changed" and event.subject in self.table.entries:
-            self.table.entries[event.subject].standing = await self.trust.standing(event.subject)
+    async def _observe_agent(self, event: Event) -> None:
+        agent = await self.store.find(Agent, event.subject)
+        if agent:
+            self._learn(agent, await self.trust.standing(agent.agent_id))
 
-    def _observe_task(self, event: Event) -> None:
-        state, task_id = TaskState(event.data["status"]), event.subject
-        attempt_id = f"{task_id}.{event.data['attempt']}"
-        if event.kind in ("task.assigned", "task.started", "task.accepted"):
-            return
-        if event.data["agent_id"]:
-            self._wake(*self.table.drop(event.data["agent_id"], attempt_id))
+    def _observe_task(self, event: Event) -> bool:
+        """Whether the task has ended, so that others may go on."""
+        data, task_id = event.data, event.subject
+        attempt_id = f"{task_id}.{data['attempt']}"
+        if data["agent_id"]:
+            self._wake(*self.table.drop(data["agent_id"], attempt_id, self.clock()))
         if running := self.deliveries.get(attempt_id):
             running.cancel()  # over for this attempt: cancelled, timed out, or reported by its agent
-        if state is TaskState.PENDING:
-            if event.data["waiting"]:
-                self.aside.spawn(insist(lambda: self._resolve(task_id)))
-            self._wake(event.data["capability"])
-            return
-        self.aside.spawn(insist(lambda: self._free_dependents(task_id)))
+        if data["status"] != TaskState.PENDING:
+            return True
+        if "place" in data:
+            self.backlog.add(Waiting(data["place"], task_id, data["capability"], data["share"]))
+            self._wake(data["capability"])
+        elif data["waiting"]:
+            self.aside.spawn(insist(lambda: self._resolve([task_id])))
+        return False
 
-    async def _free_dependents(self, task_id: str) -> None:
-        for dependent in await self.store.ids(Task, "dependents", task_id):
-            await self._resolve(dependent)
+    async def _listen(self) -> None:
+        async for signal in self.store.signals():
+            if offer := signal.get("offer"):
+                until = self.clock() + timedelta(seconds=offer["seconds"])
+                credit = Offer(offer["credit"], until)
+                self._wake(*self.table.offer(offer["agent_id"], offer["inbox"], credit, self.clock()))
 
-    async def _resolve(self, task_id: str) -> None:
-        task = await self.store.find(Task, task_id)
-        if task is None:
-            return
-        states = {other.task_id: other.state for other in await self.store.many(Task, task.waiting_for)}
-        await self._step(task_id, lambda t: machine.resolve(t, states, self.clock()))
+    async def _free_dependents(self, ended: Sequence[str]) -> None:
+        counts = await self.store.counts(Task, "dependents", [(task_id,) for task_id in ended])
+        for task_id, count in zip(ended, counts, strict=True):
+            if count:
+                await self._resolve(await self.store.ids(Task, "dependents", task_id))
+
+    async def _resolve(self, task_ids: Sequence[str]) -> None:
+        for start in range(0, len(task_ids), LAPSES):
+            found = await self.store.load_many(Task, task_ids[start : start + LAPSES])
+            names = sorted({name for task, _ in found for name in task.waiting_for})
+            states = {other.task_id: other.state for other in await self.store.many(Task, names)}
+            await self._change_all(found, lambda t, known=states: machine.resolve(t, known, self.clock()))
 
     # ---- dispatch
 
@@ -142,83 +195,125 @@ class Router:
             await self.work.wait()
             self.work.clear()
             while self.due:
-                capability = self.due.pop()
                 try:
-                    await self._dispatch(capability)
+                    await self._dispatch()
                 except Unavailable:
-                    self._wake(capability)
                     await asyncio.sleep(TICK_SECONDS)
 
-    async def _dispatch(self, capability: str) -> None:
-        while free := self.table.free(capability, self.clock()):
-            room = sum(entry.agent.max_concurrent_tasks - len(entry.held) for entry in free)
-            ids = await self.store.ids(Task, "ready", capability, limit=min(room, BATCH))
-            if not ids:
-                return
-            found = await self.store.load_many(Task, ids)
-            # Between here and the end of the gather nothing else assigns: this loop is the only one that does.
-            results = await asyncio.gather(*(self._assign(task, version) for task, version in found))
-            if not any(results):
-                return
+    async def _dispatch(self) -> None:
+        """One batch, of every capability that is due in turn."""
+        hungry = self.backlog.hungry(self.due)
+        heads = await self.store.scored(Task, "ready", [line(*names) for names in hungry], KEEP // 2)
+        for (capability, share), rows in zip(hungry, heads, strict=True):
+            self.backlog.fill(capability, share, rows, KEEP // 2)
+        batch: list[Waiting] = []
+        for capability in list(self.due):
+            del self.due[capability]
+            room = min(self.table.room(capability), BATCH - len(batch))
+            taken = self.backlog.take(capability, self.clock().timestamp(), room) if room > 0 else []
+            batch += taken
+            if taken or (self.table.room(capability) and self.backlog.hungry([capability])):
+                self.due[capability] = None  # behind the others, and asked again until it has nothing
+            if len(batch) >= BATCH:
+                break
+        if batch:
+            try:
+                found = await self.store.read(*((Task, waiting.task_id) for waiting in batch))
+            except Unavailable:
+                self.backlog.give_back(batch)
+                raise
+            await self._assign_all(batch, found)
 
-    async def _assign(self, task: Task, version: str) -> bool:
+    async def _assign_all(self, batch: Sequence[Waiting], found: Sequence[tuple[Task | None, str]]) -> None:
+        # Between here and the end of the commit nothing else assigns: this loop is the only one that does.
         at = self.clock()
-        free = self.table.free(task.capability_required, at)
-        if not free:
-            return False
-        choose = strategies.named(task.routing_strategy)
-        agent_id = choose([entry.candidate(at) for entry in free]).agent_id
+        plans: list[tuple[Waiting, Task, Write]] = []
+        for waiting, (task, version) in zip(batch, found, strict=True):
+            if task is None or not task.ready or task.place != waiting.place:
+                continue  # it has changed, and whatever made it ready again has told so
+            choice = self.table.choose(task, at)
+            if choice is None and self.table.room(waiting.capability):
+                self.parked.append(waiting)
+            elif choice is None:
+                self.backlog.give_back([waiting])
+            if choice is None:
+                continue
+            write = self._plan(task, version, *choice, at)
+            assert isinstance(write.after, Task)
+            self.table.hold(write.after.agent_id, write.after, at)
+            plans.append((waiting, write.after, write))
         try:
-            after = machine.assign(task, agent_id, machine.token(task, secrets.token_urlsafe(16)), at)
-        except Conflict:  # cancelled, or put off, since its id was read
-            return False
-        self.table.hold(agent_id, after.attempt_id)
-        won = False
-        try:
-            won = await self.store.commit(Write(task, after, version, changed(task, after)))
+            results = await self.store.commit_each([write for _, _, write in plans])
         except Unavailable:
-            self.aside.spawn(self._take_back(after))
-            self._wake(task.capability_required)
-        if not won:
-            self.table.drop(agent_id, after.attempt_id)
-            return False
-        self.assigned += 1
-        delivery = self.aside.spawn(self._deliver(after, self.table.entries[agent_id].agent))
-        self.deliveries[after.attempt_id] = delivery
-        delivery.add_done_callback(lambda _: self.deliveries.pop(after.attempt_id, None))
-        return True
+            for waiting, after, _ in plans:
+                self.aside.spawn(self._take_back(waiting, after))
+            raise
+        for (waiting, after, write), won in zip(plans, results, strict=True):
+            if won:
+                self._send(after, str(int(write.version) + 1))
+            else:
+                self._wake(*self.table.drop(after.agent_id, after.attempt_id, at))
+                self.parked.append(waiting)  # looked at again: if it is still ready, the agent had no room after all
 
-    async def _take_back(self, task: Task) -> None:
+    def _plan(self, task: Task, version: str, entry: Entry, inbox: str, at: datetime) -> Write:
+        agent = entry.agent
+        guard = Guard("held", (agent.agent_id,), agent.max_concurrent_tasks)
+        token = machine.token(task, secrets.token_urlsafe(16))
+        village = in_village(agent.agent_id, inbox)
+        if inbox and not village:
+            assigned = machine.assign(task, agent.agent_id, token, at, inbox=inbox, pickup_seconds=PICKUP_SECONDS)
+            return Write(task, assigned, version, changed(task, assigned), guard)
+        assigned = machine.assign(task, agent.agent_id, token, at, inbox=inbox)
+        running = (machine.accept if village else machine.start)(assigned, assigned.attempt, at)
+        return Write(task, running, version, began(task, assigned, running), guard)
+
+    def _send(self, task: Task, version: str) -> None:
+        self.assigned += 1
+        if task.inbox:
+            return  # its index is the delivery
+        agent = self.table.entries[task.agent_id].agent
+        delivery = self.aside.spawn(self._deliver(task, version, agent))
+        self.deliveries[task.attempt_id] = delivery
+        delivery.add_done_callback(lambda _: self.deliveries.pop(task.attempt_id, None))
+
+    async def _take_back(self, waiting: Waiting, task: Task) -> None:
         """The store went away while `task` was assigned: if it was written all the same, nobody delivers it."""
         # By the token, not the attempt: if it was not written, the next assignment has the same attempt's number.
         await self._step(
             task.task_id,
             lambda t: machine.release(t, task.attempt, self.clock()) if t.task_token == task.task_token else t,
         )
+        self._wake(*self.table.drop(task.agent_id, task.attempt_id, self.clock()))
+        self.backlog.add(waiting)
+        self._wake(waiting.capability)
 
-    async def _deliver(self, task: Task, agent: Agent) -> None:
+    async def _deliver(self, task: Task, version: str, agent: Agent) -> None:
         about = {"task_id": task.task_id, "attempt": task.attempt, "agent_id": agent.agent_id}
         with tracing.span("task.deliver", task.traceparent, **about), within(tracing.origin()):
-            await self._attempt(task, agent)
+            await self._attempt(task, version, agent)
 
-    async def _attempt(self, task: Task, agent: Agent) -> None:
+    async def _attempt(self, task: Task, version: str, agent: Agent) -> None:
         attempt = task.attempt
-        if await self._step(task.task_id, lambda t: machine.start(t, attempt, self.clock())) is None:
-            return  # cancelled before it was on its way
         assert task.deadline is not None
         left = (task.deadline - self.clock()).total_seconds()
         try:
             async with asyncio.timeout(max(left, 0.0)):
                 outcome = await self.delivery.send(agent.endpoint, task)
         except TimeoutError:
-            await self._step(task.task_id, lambda t: machine.expire(t, self.clock(), self.random.random()))
+            await self._step(task.task_id, lambda t: machine.lapse(t, self.clock(), self.random.random()))
             return
         # From here on there is an answer: the event of its own commit must not cancel the commit.
         self.deliveries.pop(task.attempt_id, None)
         if isinstance(outcome, Unreachable):
             self.table.unanswered(agent.agent_id, self.clock())
         else:
-            self.table.answered(agent.agent_id)
+            self.table.answered(agent.agent_id, self.clock())
+        after = self._after(task, attempt, outcome)
+        try:
+            if await self.together.commit(Write(task, after, version, changed(task, after))):
+                return
+        except Unavailable:
+            pass
         await self._step(task.task_id, lambda t: self._after(t, attempt, outcome))
 
     def _after(self, task: Task, attempt: int, outcome: Outcome) -> Task:
@@ -241,23 +336,68 @@ class Router:
             log.info("%s: %s", task_id, error)
             return None
 
+    async def _change_all(self, found: Sequence[tuple[Task, str]], step: Step) -> None:
+        """The same step for many, in one commit; those that somebody changed meanwhile one by one."""
+        writes = []
+        for task, version in found:
+            try:
+                after = step(task)
+            except Conflict:
+                continue
+            if after != task:
+                writes.append(Write(task, after, version, changed(task, after)))
+        for write, won in zip(writes, await self.store.commit_each(writes), strict=True):
+            if not won and write.before:
+                await self._step(write.before.id, step)
+
     # ---- time
 
     async def _keep_time(self) -> None:
+        loop = asyncio.get_running_loop()
+        slow = ranked = loop.time()
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
                 await self._tick(self.clock())
+                if loop.time() - slow >= SLOW_TICK_SECONDS:
+                    slow = loop.time()
+                    await self._try_parked()
             except Unavailable:
                 log.warning("the store does not answer")
+            if loop.time() - ranked >= RANK_SECONDS:
+                ranked = loop.time()
+                self.table.rank_anew(self.clock())
 
     async def _tick(self, at: datetime) -> None:
         now = at.timestamp()
         self._wake(*self.table.rested(at))
-        for task_id in await self.store.ids(Task, "delayed", high=now, limit=BATCH):
-            await self._step(task_id, lambda t: machine.wake(t, self.clock()))
-        for task_id in await self.store.ids(Task, "deadline", high=now, limit=BATCH):
-            await self._step(task_id, lambda t: machine.expire(t, self.clock(), self.random.random()))
+        for entry, inbox in self.table.withdrawn(at):
+            if in_village(entry.agent.agent_id, inbox):
+                await self._orphaned(entry, inbox)
+        for agent_id, standing in (await self.trust.standings(sorted(self.moved))).items() if self.moved else ():
+            self.moved.discard(agent_id)
+            self.table.stands(agent_id, standing, at)
+        await self._all_until(now, "delayed", lambda t: machine.wake(t, self.clock()))
+        await self._all_until(now, "deadline", lambda t: machine.lapse(t, self.clock(), self.random.random()))
+
+    async def _all_until(self, now: float, index: str, step: Step) -> None:
+        while ids := await self.store.ids(Task, index, high=now, limit=LAPSES):
+            await self._change_all(await self.store.load_many(Task, ids), step)
+            if len(ids) < LAPSES:
+                return
+
+    async def _try_parked(self) -> None:
+        parked, self.parked = self.parked, []
+        for waiting in parked:
+            self.backlog.add(waiting)
+            self._wake(waiting.capability)
+
+    async def _orphaned(self, entry: Entry, inbox: str) -> None:
+        """A worker of the village is gone: what it held goes back, and is tried alone if it was not alone."""
+        attempts = [attempt_id for attempt_id, held_in in entry.held.items() if held_in == inbox]
+        found = await self.store.load_many(Task, [attempt_id.rpartition(".")[0] for attempt_id in attempts])
+        held = len(attempts)
+        await self._change_all(found, lambda t: machine.orphaned(t, inbox, held, self.clock(), self.random.random()))
 
     async def _beat(self) -> None:
         while True:

@@ -29,66 +29,71 @@ class Choice:
     reason: str
 
 
-Strategy = Callable[[Sequence[Candidate]], Choice]
+Key = tuple[float | str, ...]
 
 
-def round_robin(candidates: Sequence[Candidate]) -> Choice:
+def round_robin(c: Candidate) -> Key:
     """Whoever has waited longest for a turn."""
-    chosen = min(candidates, key=lambda c: (c.last_turn, c.agent_id))
-    return Choice(chosen.agent_id, "Next in turn among available agents")
+    return (c.last_turn, c.agent_id)
 
 
-def trust_weighted(candidates: Sequence[Candidate]) -> Choice:
+def trust_weighted(c: Candidate) -> Key:
     """The highest trust; ties to the least loaded, then to whoever has waited longest."""
-    chosen = min(candidates, key=lambda c: (-round(c.trust, 6), c.load / c.capacity, c.last_turn, c.agent_id))
-    return Choice(chosen.agent_id, "Highest trust score among available agents")
+    return (-round(c.trust, 6), c.load / c.capacity, c.last_turn, c.agent_id)
 
 
-def least_loaded(candidates: Sequence[Candidate]) -> Choice:
+def least_loaded(c: Candidate) -> Key:
     """The smallest share of its capacity in use."""
-    chosen = min(candidates, key=lambda c: (c.load / c.capacity, c.last_turn, c.agent_id))
-    return Choice(chosen.agent_id, "Fewest active tasks for its capacity among available agents")
+    return (c.load / c.capacity, c.last_turn, c.agent_id)
 
 
-def fastest_response(candidates: Sequence[Candidate]) -> Choice:
+def fastest_response(c: Candidate) -> Key:
     """The lowest mean completion time; an untried agent goes first, or it would never be tried."""
-    chosen = min(candidates, key=lambda c: (c.mean_seconds or 0.0, c.load / c.capacity, c.last_turn, c.agent_id))
-    tried = "Lowest mean completion time among available agents"
-    return Choice(chosen.agent_id, tried if chosen.mean_seconds is not None else "Untried agent, measured first")
+    return (c.mean_seconds or 0.0, c.load / c.capacity, c.last_turn, c.agent_id)
 
 
 @dataclass(frozen=True)
 class Described:
-    """A strategy with its words."""
+    """A strategy, which is an order of the candidates, lowest first; with its words."""
 
-    choose: Strategy
+    key: Callable[[Candidate], Key]
+    reason: str
     description: str
     use_cases: tuple[str, ...]
+    untried: str = ""  # the reason where the agent has no completed task and that is why
+
+    def __call__(self, candidates: Sequence[Candidate]) -> Choice:
+        """The first of them. One is needed."""
+        chosen = min(candidates, key=self.key)
+        return Choice(chosen.agent_id, self.untried if self.untried and chosen.mean_seconds is None else self.reason)
 
 
 CATALOGUE: dict[str, Described] = {
     "round_robin": Described(
-        round_robin, "Distribute tasks evenly across all capable agents", ("Homogeneous workloads", "Fair distribution")
+        round_robin, "Next in turn among available agents", "Distribute tasks evenly across all capable agents",
+        ("Homogeneous workloads", "Fair distribution"),
     ),
     "least_loaded": Described(
-        least_loaded, "Route to agent with fewest active tasks", ("Load balancing", "Resource optimization")
+        least_loaded, "Fewest active tasks for its capacity among available agents",
+        "Route to agent with fewest active tasks", ("Load balancing", "Resource optimization"),
     ),
     "trust_weighted": Described(
-        trust_weighted, "Prioritize agents with higher trust scores",
+        trust_weighted, "Highest trust score among available agents", "Prioritize agents with higher trust scores",
         ("Mission-critical tasks", "High reliability requirements"),
     ),
     "fastest_response": Described(
-        fastest_response, "Route to agent with lowest average completion time",
-        ("Time-sensitive operations", "Low latency requirements"),
+        fastest_response, "Lowest mean completion time among available agents",
+        "Route to agent with lowest average completion time",
+        ("Time-sensitive operations", "Low latency requirements"), untried="Untried agent, measured first",
     ),
 }  # fmt: skip
 DEFAULT = "round_robin"
 
 
-def named(strategy: str) -> Strategy:
+def named(strategy: str) -> Described:
     """The strategy of that name. Raises `UnknownStrategy`."""
     if strategy not in CATALOGUE:
         raise UnknownStrategy(
             f"no routing strategy {strategy!r}", field="routing_strategy", allowed_values=list(CATALOGUE)
         )
-    return CATALOGUE[strategy].choose
+    return CATALOGUE[strategy]

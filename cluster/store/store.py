@@ -288,7 +288,7 @@ class Store(Stream):
         return [first[1], *(member for member, _ in more)]
 
     async def first_of_each(self, kind: type[R], index: str) -> list[R]:
-        """The record of lowest score in every set of the index that has one. Walks all keys: for a start, not a path."""
+        """The record of lowest score in every set of the index. Walks all keys: for a start, not for a path."""
         keys = [key async for key in self._scan(key_pattern(kind.kind, index))]
         found: list[R] = []
         for start in range(0, len(keys), 500):
@@ -307,6 +307,15 @@ class Store(Stream):
                 yield key
             if int(cursor) == 0:
                 return
+
+    async def heads(self, keys: Sequence[str], limit: int) -> list[tuple[list[tuple[str, float]], int]]:
+        """Of each set the ids and scores of its highest `limit`, and its size, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipe.zrevrange(key, 0, limit - 1, withscores=True)
+            pipe.zcard(key)
+        rows = await self._call(pipe.execute())
+        return [([(name, float(score)) for name, score in rows[i]], rows[i + 1]) for i in range(0, len(rows), 2)]
 
     async def scored(
         self, kind: type[R], index: str, sets: Sequence[tuple[str, ...]], limit: int

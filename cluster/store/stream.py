@@ -34,7 +34,7 @@ class Stream:
     async def batch(
         self, after: str, kinds: frozenset[str] | None = None, limit: int = 500, wait_seconds: float = 0
     ) -> tuple[list[Event], str]:
-        """The next events of these kinds (None: of all), and the id to go on after. What is not wanted is not parsed."""
+        """The next events of these kinds (None: all), and the id to go on after. What is not wanted is not parsed."""
         rows = await self._rows(EVENTS, stream_id(after), limit, wait_seconds)
         events = [
             _event(entry_id, fields["event"])
@@ -73,7 +73,8 @@ class Stream:
             except Unavailable:
                 await asyncio.sleep(0.2)
                 continue
-            for after, fields in rows:
+            for entry_id, fields in rows:
+                after = entry_id
                 yield json.loads(fields["json"])
 
     async def last_event_id(self) -> str:

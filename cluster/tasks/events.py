@@ -21,12 +21,20 @@ def kind_of(before: Task | None, after: Task) -> str:
     if after.state is TaskState.ASSIGNED:
         return "task.assigned"
     if after.state is TaskState.RUNNING:
-        return "task.started" if before.state is not TaskState.RUNNING else "task.accepted"
+        return _running(before, after)
     if after.retry_count > before.retry_count:
         return "task.retry"
     if before.state in HELD:
         return "task.released"
     return "task.updated" if before.priority != after.priority else "task.ready"
+
+
+def _running(before: Task, after: Task) -> str:
+    if before.state is not TaskState.RUNNING:
+        return "task.started"
+    if after.extended_seconds > before.extended_seconds:
+        return "task.extended"
+    return "task.accepted" if after.accepted and not before.accepted else "task.progress"
 
 
 def changed(before: Task | None, after: Task) -> Event:
@@ -38,9 +46,15 @@ def changed(before: Task | None, after: Task) -> Event:
         "capability": after.capability_required, "agent_id": held, "attempt": after.attempt,
         "waiting": bool(after.waiting_for),
     }  # fmt: skip
+    if after.parent_id:
+        data["parent_id"] = after.parent_id
+    if after.ready:
+        data |= {"priority": after.priority, "share": after.share, "place": after.place}
+    if kind in ("task.progress", "task.extended"):
+        data |= {"progress": after.progress, "message": after.progress_message}
     if kind in OUTCOMES:
         timed_out = after.state is TaskState.TIMEOUT or (
-            before is not None and before.deadline is not None and after.updated_at >= before.deadline
+            before is not None and before.due is not None and after.updated_at >= before.due
         )
         started = before.started_at if before is not None else None
         seconds = None if started is None else (after.updated_at - started).total_seconds()
@@ -49,3 +63,8 @@ def changed(before: Task | None, after: Task) -> Event:
             "execution_time_seconds": seconds, "timeout_seconds": after.timeout_seconds, "error": after.error,
         }  # fmt: skip
     return Event(kind=kind, subject=after.task_id, owner=after.owner, at=after.updated_at, data=data)
+
+
+def began(before: Task, assigned: Task, running: Task) -> tuple[Event, Event]:
+    """The events of a task that is given to an agent and started in one commit."""
+    return changed(before, assigned), changed(assigned, running)

@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from cluster.errors import Conflict, NotCancellable, StaleAttempt
+from cluster.errors import Conflict, Invalid, NotCancellable, StaleAttempt
 from cluster.tasks.model import FINAL, Task, TaskState
 
 MAX_BACKOFF_SECONDS = 60
+MAX_TRY_SECONDS = 86_400
 
 
 class TaskEvent(StrEnum):
@@ -38,6 +39,12 @@ NEXT: dict[tuple[TaskState, TaskEvent], TaskState] = {
     (S.RUNNING, E.EXPIRE): S.TIMEOUT, (S.RUNNING, E.CANCEL): S.CANCELLED,
 }  # fmt: skip
 
+# A task that no agent has, after one had it.
+NOBODYS: dict[str, Any] = {
+    "agent_id": "", "task_token": "", "accepted": False, "inbox": "", "pickup_by": None, "assigned_at": None,
+    "started_at": None, "heartbeat_at": None, "progress": None, "progress_message": "",
+}  # fmt: skip
+
 
 def advance(task: Task, event: TaskEvent, at: datetime, **update: Any) -> Task:
     """The task after `event`, without retry rules. Raises `Conflict`, or `NotCancellable` for a cancel."""
@@ -49,17 +56,20 @@ def advance(task: Task, event: TaskEvent, at: datetime, **update: Any) -> Task:
     if after in FINAL:
         update |= {"completed_at": at, "deadline": None, "not_before": None, "waiting_for": (), "accepted": False}
     elif after is S.PENDING:
-        update |= {"agent_id": "", "task_token": "", "accepted": False, "assigned_at": None, "started_at": None}
+        update |= NOBODYS
     return task.model_copy(update=update)
 
 
-def assign(task: Task, agent_id: str, task_token: str, at: datetime) -> Task:
+def assign(
+    task: Task, agent_id: str, task_token: str, at: datetime, *, inbox: str = "", pickup_seconds: float | None = None
+) -> Task:
     """Give the task to an agent. The clock of a try starts at its first assignment, and no release stops it."""
-    if task.waiting_for or task.not_before is not None:
-        raise Conflict("the task is not ready", task_id=task.task_id)
+    if not task.ready:
+        raise Conflict("the task is not ready", task_id=task.task_id, status=task.state)
     return advance(
         task, E.ASSIGN, at, agent_id=agent_id, task_token=task_token, attempt=task.attempt + 1, assigned_at=at,
-        deadline=task.deadline or at + timedelta(seconds=task.timeout_seconds),
+        deadline=task.deadline or at + timedelta(seconds=task.timeout_seconds), inbox=inbox,
+        pickup_by=None if pickup_seconds is None else at + timedelta(seconds=pickup_seconds),
     )  # fmt: skip
 
 
@@ -85,7 +95,7 @@ def start(task: Task, attempt: int, at: datetime) -> Task:
     """The agent has the task. Repeating it changes nothing."""
     if current(task, attempt).state is S.RUNNING:
         return task
-    return advance(task, E.START, at, started_at=at)
+    return advance(task, E.START, at, started_at=at, heartbeat_at=at, pickup_by=None)
 
 
 def accept(task: Task, attempt: int, at: datetime) -> Task:
@@ -93,9 +103,37 @@ def accept(task: Task, attempt: int, at: datetime) -> Task:
     return start(current(task, attempt), attempt, at).model_copy(update={"accepted": True})
 
 
-def release(task: Task, attempt: int, at: datetime) -> Task:
-    """The agent did not answer: the task goes back to the queue and no retry is spent."""
-    return advance(current(task, attempt), E.RELEASE, at)
+def release(task: Task, attempt: int, at: datetime, *, suspect: bool = False) -> Task:
+    """The agent did not answer: the task goes back to the queue and no retry is spent.
+
+    `suspect`: it may be what its worker died of.
+    """
+    return advance(current(task, attempt), E.RELEASE, at, suspect=suspect or task.suspect)
+
+
+def report(
+    task: Task, attempt: int, at: datetime, *, progress: float | None = None, message: str = "", extend: float = 0.0
+) -> Task:
+    """A sign of life of the agent that runs the task. The deadline moves only by what `extend` asks, in seconds.
+
+    Raises `Invalid` where an extension would keep the try longer than a day.
+    """
+    running = start(current(task, attempt), attempt, at)
+    assert running.deadline is not None
+    update: dict[str, Any] = {"heartbeat_at": at, "updated_at": at}
+    if progress is not None:
+        update |= {"progress": progress, "progress_message": message}
+    if extend:
+        if running.timeout_seconds + running.extended_seconds + extend > MAX_TRY_SECONDS:
+            raise Invalid(
+                f"a try lasts {MAX_TRY_SECONDS} s at most", field="extend_seconds",
+                allowed_range=[0, MAX_TRY_SECONDS - running.timeout_seconds - running.extended_seconds],
+            )  # fmt: skip
+        update |= {
+            "deadline": running.deadline + timedelta(seconds=extend),
+            "extended_seconds": running.extended_seconds + extend,
+        }
+    return running.model_copy(update=update)
 
 
 def finish(task: Task, attempt: int, result_data: Any, at: datetime) -> Task:
@@ -108,24 +146,45 @@ def fail(task: Task, attempt: int, error: str, at: datetime, jitter: float) -> T
     return _again(current(task, attempt), E.FAIL, error, at, jitter)
 
 
-def expire(task: Task, at: datetime, jitter: float) -> Task:
-    """The deadline has passed: another try while retries are left. Nothing happens before it, or to a finished task."""
-    if task.deadline is None or at < task.deadline:
+def lapse(task: Task, at: datetime, jitter: float) -> Task:
+    """What time alone does to a task that is `due`; nothing before that, or to one that has ended.
+
+    Not picked up: it goes back to the queue. Its agent silent for too long, or past its deadline: another try while
+    retries are left. `jitter` is uniform in [0, 1).
+    """
+    if task.due is None or at < task.due:
         return task
-    return _again(task, E.EXPIRE, f"no result within {task.timeout_seconds} s", at, jitter)
+    assert task.deadline is not None
+    if at >= task.deadline:
+        return _again(
+            task, E.EXPIRE, f"no result within {task.timeout_seconds + task.extended_seconds:g} s", at, jitter
+        )
+    if task.state is S.ASSIGNED:
+        return advance(task, E.RELEASE, at)
+    return _again(task, E.EXPIRE, f"no heartbeat within {task.heartbeat_seconds} s", at, jitter)
+
+
+def orphaned(task: Task, inbox: str, together: int, at: datetime, jitter: float) -> Task:
+    """The worker behind `inbox` ended with `together` tasks in hand.
+
+    With one, that was it: it failed. With several nobody knows: they go back and are tried alone.
+    """
+    if task.inbox != inbox or task.state is not S.RUNNING:
+        return task
+    if together == 1:
+        return _again(task, E.FAIL, "the worker ended while it ran the task", at, jitter)
+    return release(task, task.attempt, at, suspect=True)
 
 
 def _again(task: Task, event: TaskEvent, error: str, at: datetime, jitter: float) -> Task:
     ended = advance(task, event, at, error=error)
     if task.retry_count >= task.max_retries:
         return ended
-    return task.model_copy(
-        update={
-            "state": S.PENDING, "retry_count": task.retry_count + 1, "error": error, "updated_at": at,
-            "agent_id": "", "task_token": "", "accepted": False, "assigned_at": None, "started_at": None,
-            "deadline": None, "not_before": at + timedelta(seconds=backoff_seconds(task.retry_count, jitter)),
-        }
-    )  # fmt: skip
+    again = {
+        "state": S.PENDING, "retry_count": task.retry_count + 1, "error": error, "updated_at": at, "deadline": None,
+        "extended_seconds": 0.0, "not_before": at + timedelta(seconds=backoff_seconds(task.retry_count, jitter)),
+    }  # fmt: skip
+    return task.model_copy(update=NOBODYS | again)
 
 
 def backoff_seconds(retries: int, jitter: float) -> float:

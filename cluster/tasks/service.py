@@ -15,6 +15,8 @@ from cluster.identity.model import Principal
 from cluster.ids import new_id
 from cluster.routing import strategies
 from cluster.store import Page, Store, Write
+from cluster.store.indexes import index_key
+from cluster.store.intersect import union_page
 from cluster.tasks import machine
 from cluster.tasks.events import changed
 from cluster.tasks.model import FINAL, Task, TaskState
@@ -34,6 +36,8 @@ class TaskSpec(BaseModel):
     max_retries: int = Field(3, ge=0, le=10)
     depends_on: tuple[str, ...] = ()
     routing_strategy: str = strategies.DEFAULT
+    trust_min: float = Field(0.0, ge=0, le=1)
+    heartbeat_seconds: int = Field(0, ge=0, le=86_400)
     metadata: dict[str, Any] = {}
 
 
@@ -55,6 +59,13 @@ class Tasks:
 
     async def submit(self, who: Principal, specs: Sequence[TaskSpec]) -> list[Task]:
         """Take all of the tasks or none, in one commit. Raises `UnknownStrategy`, `DependencyNotFound`, `Forbidden`."""
+        writes = await self.prepare(who, specs)
+        if not await self.store.commit(*writes):
+            raise AlreadyExists("an id was drawn twice")  # 96 random bits: not in our time
+        return [write.after for write in writes if isinstance(write.after, Task)]
+
+    async def prepare(self, who: Principal, specs: Sequence[TaskSpec]) -> list[Write]:
+        """What `submit` would commit, for whoever commits something else along with it. Raises as `submit`."""
         for spec in specs:
             strategies.named(spec.routing_strategy)
             if who.client_id and spec.client_id != who.client_id and not who.is_admin:
@@ -62,9 +73,7 @@ class Tasks:
         known = await self._dependencies(who, {name for spec in specs for name in spec.depends_on})
         at = self.clock()
         tasks = [self._task(who, spec, known, at) for spec in specs]
-        if not await self.store.commit(*(Write(None, task, event=changed(None, task)) for task in tasks)):
-            raise AlreadyExists("an id was drawn twice")  # 96 random bits: not in our time
-        return tasks
+        return [Write(None, task, event=changed(None, task)) for task in tasks]
 
     def _task(self, who: Principal, spec: TaskSpec, known: dict[str, TaskState], at: datetime) -> Task:
         waiting = tuple(name for name in dict.fromkeys(spec.depends_on) if known[name] is not TaskState.COMPLETED)
@@ -73,6 +82,8 @@ class Tasks:
             **spec.model_dump(),
             task_id=new_id("task"),
             owner=who.owner,
+            # The client of a key is known; what a user says it is would be one way to a larger share.
+            share=spec.client_id if who.client_id or who.is_admin else who.owner,
             waiting_for=waiting,
             traceparent=tracing.traceparent(),
             created_at=at,
@@ -97,11 +108,17 @@ class Tasks:
         self, who: Principal, *, client_id: str = "", state: TaskState | None = None, offset: int = 0, limit: int = 50
     ) -> Page[Task]:
         """Newest first."""
-        parts = ["all"] if who.is_admin else ["owner", who.owner]
-        if client_id and who.is_admin:
-            parts = ["client", client_id]
         wanted = [state] if state else []
-        if client_id and not who.is_admin and client_id != who.client_id:
+        if who.is_admin and client_id:
+            # A client's tasks are its keys', and those that people submitted in its name.
+            sets = [
+                index_key(Task.kind, "list", [*parts, *wanted])
+                for parts in (("owner", f"client_{client_id}"), ("client", client_id))
+            ]
+            total, ids = await union_page(self.store, sets, offset, limit)
+            return Page(await self.store.many(Task, ids), total)
+        parts = ["all"] if who.is_admin else ["owner", who.owner]
+        if client_id and client_id != who.client_id and not who.is_admin:
             # A person's own tasks under one of several client ids: few enough to look through.
             ids = await self.store.ids(Task, "list", *parts, *wanted, newest_first=True)
             mine = [task for task in await self.store.many(Task, ids) if task.client_id == client_id]

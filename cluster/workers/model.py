@@ -8,6 +8,7 @@ from pydantic import Field
 from cluster.store import Index, Record
 
 DEFAULT_CONCURRENCY = 1
+PULL = "pull:"  # as an endpoint: the agent takes its tasks itself
 
 
 class Agent(Record):
@@ -33,3 +34,8 @@ class Agent(Record):
     status: Literal["active", "inactive"] = "active"
     created_at: datetime
     last_seen_at: datetime
+
+    @property
+    def pulls(self) -> bool:
+        """Whether it takes its tasks itself; else they are sent to its endpoint."""
+        return self.endpoint == PULL

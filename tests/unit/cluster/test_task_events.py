@@ -35,10 +35,10 @@ TRANSITIONS = [
     (RUNNING, machine.release(RUNNING, 1, NOON), "task.released"),
     (RUNNING, machine.finish(RUNNING, 1, {}, LATER), "task.completed"),
     (RUNNING, DELAYED, "task.retry"),
-    (RUNNING, machine.expire(RUNNING, LATER, 0.5), "task.retry"),
+    (RUNNING, machine.lapse(RUNNING, LATER, 0.5), "task.retry"),
     (DELAYED, machine.wake(DELAYED, LATER), "task.ready"),
     (LAST, machine.fail(LAST, 1, "no", NOON, 0.5), "task.failed"),
-    (LAST, machine.expire(LAST, LATER, 0.5), "task.timeout"),
+    (LAST, machine.lapse(LAST, LATER, 0.5), "task.timeout"),
     (NEW, machine.cancel(NEW, "why", NOON), "task.cancelled"),
     (RUNNING, machine.cancel(RUNNING, "why", NOON), "task.cancelled"),
     (NEW, machine.prioritise(NEW, 9, NOON), "task.updated"),
@@ -62,8 +62,8 @@ def test_every_transition_has_its_event(before, after, kind):
     [
         (RUNNING, machine.finish(RUNNING, 1, {}, LATER), "COMPLETED", 2.0),
         (RUNNING, DELAYED, "FAILED", 0.0),
-        (RUNNING, machine.expire(RUNNING, LATER, 0.5), "TIMEOUT", 2.0),
-        (LAST, machine.expire(LAST, LATER, 0.5), "TIMEOUT", 2.0),
+        (RUNNING, machine.lapse(RUNNING, LATER, 0.5), "TIMEOUT", 2.0),
+        (LAST, machine.lapse(LAST, LATER, 0.5), "TIMEOUT", 2.0),
         (WAITING, machine.resolve(WAITING, {"a": machine.TaskState.FAILED}, NOON), "FAILED", None),
     ],
 )
@@ -75,5 +75,5 @@ def test_an_outcome_says_what_the_ledger_needs(before, after, outcome, seconds):
 def test_a_try_that_nobody_ran_is_nobodys_outcome():
     # No agent answered until the deadline: nothing that any of them did.
     waiting = machine.release(ASSIGNED, 1, NOON)
-    event = changed(waiting, machine.expire(waiting, LATER, 0.5))
+    event = changed(waiting, machine.lapse(waiting, LATER, 0.5))
     assert event.kind == "task.retry" and event.data["agent_id"] == ""

@@ -81,12 +81,12 @@ def test_a_deadline_counts_from_the_first_assignment_across_agents_that_did_not_
 
 def test_a_deadline_ends_a_try_and_never_before_its_time():
     held = running(timeout_seconds=10, max_retries=0)
-    assert machine.expire(held, later(9.99), 0.5) is held
-    ended = machine.expire(held, later(10), 0.5)
+    assert machine.lapse(held, later(9.99), 0.5) is held
+    ended = machine.lapse(held, later(10), 0.5)
     assert ended.state == "TIMEOUT" and ended.error == "no result within 10 s"
-    assert machine.expire(ended, later(99), 0.5) is ended
+    assert machine.lapse(ended, later(99), 0.5) is ended
     waiting = machine.release(held, 1, later(3))
-    assert machine.expire(waiting, later(10), 0.5).state == "TIMEOUT"
+    assert machine.lapse(waiting, later(10), 0.5).state == "TIMEOUT"
 
 
 def test_a_result_without_a_start_counts_as_started():
@@ -198,7 +198,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def expire(self):
-        self.move(lambda t: machine.expire(t, self.now, 0.5))
+        self.move(lambda t: machine.lapse(t, self.now, 0.5))
 
     @rule()
     def wake(self):

@@ -1,0 +1,134 @@
+"""The ready tasks that the router knows of, in the order in which they are served. Plain state; no store, no clock.
+
+Priority first, with the priority that waiting has earned (`tasks.model.level`); within a priority each share (client)
+gets the same number of tasks, by start-time fair queueing (Goyal, Vin and Cheng, 1996) with tasks of equal length;
+within a share the oldest. Only the heads are kept: a line that is longer says so, and is filled again from the store.
+"""
+
+import bisect
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cluster.tasks.model import level
+
+KEEP = 512  # ids of a line at the most; half of them when it is cut or filled
+
+
+@dataclass(frozen=True, order=True)
+class Waiting:
+    """A ready task, as its line knows it: `place` is the score of the store's index."""
+
+    place: float
+    task_id: str
+    capability: str = field(compare=False)
+    share: str = field(compare=False)
+
+
+@dataclass
+class Line:
+    """The head of one share's queue for one capability; `more`: the store has others behind it."""
+
+    waiting: list[Waiting] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    more: bool = False
+    served: float = 0.0  # virtual time: tasks that it was served
+
+    def add(self, task: Waiting) -> None:
+        """In its place; not at all if that is behind what is kept here."""
+        if task.task_id in self.known or (self.more and self.waiting and task > self.waiting[-1]):
+            return
+        if self.more and not self.waiting:
+            return  # the store is asked for the head before anything of this line is served
+        bisect.insort(self.waiting, task)
+        self.known.add(task.task_id)
+        if len(self.waiting) > KEEP:
+            for cut in self.waiting[KEEP // 2 :]:
+                self.known.discard(cut.task_id)
+            del self.waiting[KEEP // 2 :]
+            self.more = True
+
+    def pop(self) -> Waiting:
+        """The first."""
+        first = self.waiting.pop(0)
+        self.known.discard(first.task_id)
+        return first
+
+
+class Backlog:
+    """Lines by capability and share."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, dict[str, Line]] = {}
+        self.reached: dict[str, float] = {}  # virtual time of each capability: what the last one served had
+
+    def add(self, task: Waiting) -> None:
+        """A task has become ready."""
+        lines = self.lines.setdefault(task.capability, {})
+        line = lines.get(task.share)
+        if line is None:
+            # Who was idle has not saved up: a share begins where the others are.
+            line = lines[task.share] = Line(served=self.reached.get(task.capability, 0.0))
+        line.add(task)
+
+    def expect(self, capability: str, share: str) -> None:
+        """The store has tasks of this line; none is known here."""
+        line = self.lines.setdefault(capability, {}).setdefault(share, Line())
+        line.more = True
+
+    def hungry(self, capabilities: Iterable[str]) -> list[tuple[str, str]]:
+        """The lines that have to be filled before anything of these capabilities is served."""
+        return [
+            (capability, share)
+            for capability in capabilities
+            for share, line in self.lines.get(capability, {}).items()
+            if line.more and not line.waiting
+        ]
+
+    def fill(self, capability: str, share: str, rows: Sequence[tuple[str, float]], asked: int) -> None:
+        """What the store has at the head of a line: ids and places, of `asked` that were asked for."""
+        line = self.lines[capability][share]
+        line.more = False
+        for task_id, place in rows:
+            line.add(Waiting(place, task_id, capability, share))
+        line.more = line.more or len(rows) >= asked
+
+    def take(self, capability: str, now: float, most: int) -> list[Waiting]:
+        """Up to `most` tasks, in fair order; they are no longer in their lines."""
+        lines = self.lines.get(capability, {})
+        heads = [
+            (-level(line.waiting[0].place, now), line.served, share) for share, line in lines.items() if line.waiting
+        ]
+        heapq.heapify(heads)
+        taken: list[Waiting] = []
+        while heads and len(taken) < most:
+            _, served, share = heapq.heappop(heads)
+            line = lines[share]
+            taken.append(line.pop())
+            self.reached[capability] = max(served, self.reached.get(capability, 0.0))
+            line.served = served + 1
+            if line.waiting:
+                heapq.heappush(heads, (-level(line.waiting[0].place, now), line.served, share))
+            elif line.more:
+                break  # its head is not known, so neither is what comes next
+        if len(lines) > 2 * len(heads) + 64:
+            self._forget(capability)
+        return taken
+
+    def _forget(self, capability: str) -> None:
+        """Drop idle shares that have nothing to make up for: who comes back begins where the others are anyway."""
+        reached = self.reached.get(capability, 0.0)
+        lines = self.lines[capability]
+        for share in [name for name, line in lines.items() if not line.waiting and not line.more]:
+            if lines[share].served <= reached:
+                del lines[share]
+
+    def give_back(self, tasks: Iterable[Waiting]) -> None:
+        """Tasks that nobody could take now; their shares were not served."""
+        for task in tasks:
+            self.add(task)
+            self.lines[task.capability][task.share].served -= 1
+
+    def waiting(self, capability: str) -> bool:
+        """Whether anything may be ready."""
+        return any(line.waiting or line.more for line in self.lines.get(capability, {}).values())
