@@ -21,7 +21,7 @@ from cluster.errors import Conflict, NotFound, Unavailable
 from cluster.events import Event
 from cluster.origin import within
 from cluster.presence import BEAT_SECONDS, beat
-from cluster.routing.backlog import KEEP, Backlog, Waiting
+from cluster.routing.backlog import Backlog, Waiting
 from cluster.routing.table import Entry, Offer, Table, in_village
 from cluster.store import Guard, Store, Write
 from cluster.store.together import Together
@@ -59,7 +59,6 @@ class Router:
         self.together = Together(store)
         self.table = Table()
         self.backlog = Backlog()
-        self.parked: list[Waiting] = []  # ready, but nobody who has room may have them
         self.due: dict[str, None] = {}  # capabilities that may have both a ready task and a free agent
         self.work = asyncio.Event()
         self.deliveries: dict[str, asyncio.Task[None]] = {}  # by attempt id, those that wait for their agent's answer
@@ -203,9 +202,10 @@ class Router:
     async def _dispatch(self) -> None:
         """One batch, of every capability that is due in turn."""
         hungry = self.backlog.hungry(self.due)
-        heads = await self.store.scored(Task, "ready", [line(*names) for names in hungry], KEEP // 2)
+        asked = self.backlog.ask(hungry)
+        heads = await self.store.scored(Task, "ready", [line(*names) for names in hungry], asked)
         for (capability, share), rows in zip(hungry, heads, strict=True):
-            self.backlog.fill(capability, share, rows, KEEP // 2)
+            self.backlog.fill(capability, share, rows, asked)
         batch: list[Waiting] = []
         for capability in list(self.due):
             del self.due[capability]
@@ -233,7 +233,7 @@ class Router:
                 continue  # it has changed, and whatever made it ready again has told so
             choice = self.table.choose(task, at)
             if choice is None and self.table.room(waiting.capability):
-                self.parked.append(waiting)
+                self.backlog.park(waiting)
             elif choice is None:
                 self.backlog.give_back([waiting])
             if choice is None:
@@ -253,7 +253,7 @@ class Router:
                 self._send(after, str(int(write.version) + 1))
             else:
                 self._wake(*self.table.drop(after.agent_id, after.attempt_id, at))
-                self.parked.append(waiting)  # looked at again: if it is still ready, the agent had no room after all
+                self.backlog.park(waiting)  # looked at again: if it is still ready, the agent had no room after all
 
     def _plan(self, task: Task, version: str, entry: Entry, inbox: str, at: datetime) -> Write:
         agent = entry.agent
@@ -269,9 +269,10 @@ class Router:
 
     def _send(self, task: Task, version: str) -> None:
         self.assigned += 1
-        if task.inbox:
-            return  # its index is the delivery
-        agent = self.table.entries[task.agent_id].agent
+        entry = self.table.entries[task.agent_id]
+        if task.inbox or task.attempt_id not in entry.held:
+            return  # its index is the delivery; or it was cancelled meanwhile, and the event was seen already
+        agent = entry.agent
         delivery = self.aside.spawn(self._deliver(task, version, agent))
         self.deliveries[task.attempt_id] = delivery
         delivery.add_done_callback(lambda _: self.deliveries.pop(task.attempt_id, None))
@@ -361,7 +362,7 @@ class Router:
                 await self._tick(self.clock())
                 if loop.time() - slow >= SLOW_TICK_SECONDS:
                     slow = loop.time()
-                    await self._try_parked()
+                    self._wake(*self.backlog.unpark())
             except Unavailable:
                 log.warning("the store does not answer")
             if loop.time() - ranked >= RANK_SECONDS:
@@ -385,12 +386,6 @@ class Router:
             await self._change_all(await self.store.load_many(Task, ids), step)
             if len(ids) < LAPSES:
                 return
-
-    async def _try_parked(self) -> None:
-        parked, self.parked = self.parked, []
-        for waiting in parked:
-            self.backlog.add(waiting)
-            self._wake(waiting.capability)
 
     async def _orphaned(self, entry: Entry, inbox: str) -> None:
         """A worker of the village is gone: what it held goes back, and is tried alone if it was not alone."""

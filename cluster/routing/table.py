@@ -42,6 +42,7 @@ class Entry:
     silent: int = 0  # deliveries in a row without an answer
     rests_until: datetime | None = None
     version: int = 0
+    trust: float = 0.5  # fades by itself so slowly that it is only now and then looked at anew
     counted: int = 0  # its room, as the sums by tag have it
 
     @property
@@ -49,10 +50,10 @@ class Entry:
         """Whether it takes its tasks itself."""
         return self.agent.pulls
 
-    def candidate(self, at: datetime) -> Candidate:
+    def candidate(self) -> Candidate:
         """As the strategies see it."""
         return Candidate(
-            self.agent.agent_id, self.standing.score(at), len(self.held), self.agent.max_concurrent_tasks,
+            self.agent.agent_id, self.trust, len(self.held), self.agent.max_concurrent_tasks,
             self.standing.mean_seconds, self.last_turn,
         )  # fmt: skip
 
@@ -106,6 +107,7 @@ class Table:
             known = self.entries[agent.agent_id] = Entry(agent, standing)
         for tag in agent.tags:
             self.by_tag.setdefault(tag, set()).add(agent.agent_id)
+        known.trust = standing.score(at)
         self._changed(known, at)
 
     def _count(self, entry: Entry, room: int) -> None:
@@ -125,19 +127,21 @@ class Table:
 
     def _push(self, tag: str, strategy: str, entry: Entry, at: datetime) -> None:
         heap = self.heaps[tag, strategy]
-        heapq.heappush(heap, (CATALOGUE[strategy].key(entry.candidate(at)), entry.agent.agent_id, entry.version))
+        heapq.heappush(heap, (CATALOGUE[strategy].key(entry.candidate()), entry.agent.agent_id, entry.version))
         if len(heap) > 64 + 8 * len(self.by_tag.get(tag, ())):
             self._rank(tag, strategy, at)
 
     def _rank(self, tag: str, strategy: str, at: datetime) -> None:
         key = CATALOGUE[strategy].key
         entries = (self.entries[agent_id] for agent_id in self.by_tag.get(tag, ()))
-        heap = [(key(e.candidate(at)), e.agent.agent_id, e.version) for e in entries if e.counted]
+        heap = [(key(e.candidate()), e.agent.agent_id, e.version) for e in entries if e.counted]
         heapq.heapify(heap)
         self.heaps[tag, strategy] = heap
 
     def rank_anew(self, at: datetime) -> None:
         """Trust fades while nothing happens, so now and then the orders are made anew."""
+        for entry in self.entries.values():
+            entry.trust = entry.standing.score(at)
         for tag, strategy in list(self.heaps):
             self._rank(tag, strategy, at)
 
@@ -223,7 +227,7 @@ class Table:
     def stands(self, agent_id: str, standing: Standing, at: datetime) -> None:
         """The agent's trust has moved."""
         if entry := self.entries.get(agent_id):
-            entry.standing = standing
+            entry.standing, entry.trust = standing, standing.score(at)
             self._changed(entry, at)
 
     def answered(self, agent_id: str, at: datetime) -> None:

@@ -272,20 +272,24 @@ class Store(Stream):
 
     async def take(
         self, kind: type[R], index: str, *parts: str, limit: int = 1, wait_seconds: float = 0.0
-    ) -> list[str]:
-        """Take the ids of lowest score out of the set, waiting for the first one: only one of several takers gets it.
+    ) -> list[tuple[R, str]]:
+        """Take the lowest records out of the set, with their versions, waiting for the first: one of several gets it.
 
         The records themselves still stand there as far as they know; for sets that are an inbox of one reader.
         """
         key = index_key(kind.kind, index, parts)
-        rows = await self._call(self._redis.zpopmin(key, limit))
-        if rows or not wait_seconds:
-            return [member for member, _ in rows]
+        ids = [member for member, _ in await self._call(self._redis.zpopmin(key, limit))]
+        if ids or not wait_seconds:
+            return await self.load_many(kind, ids)
         first = await self._call(self._redis.bzpopmin(key, wait_seconds), wait_seconds)
         if first is None:
             return []
-        more = await self._call(self._redis.zpopmin(key, limit - 1)) if limit > 1 else []
-        return [first[1], *(member for member, _ in more)]
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zpopmin(key, limit - 1)
+        pipe.hmget(record_key(kind.kind, first[1]), "version", "body")
+        more, (version, body) = await self._call(pipe.execute())
+        found = [] if body is None else [(kind.model_validate_json(body), version)]
+        return found + await self.load_many(kind, [member for member, _ in more])
 
     async def first_of_each(self, kind: type[R], index: str) -> list[R]:
         """The record of lowest score in every set of the index. Walks all keys: for a start, not for a path."""

@@ -13,6 +13,7 @@ from cluster.origin import current
 from cluster.store.indexes import EVENTS, SIGNALS
 
 SIGNALS_KEPT = 1000
+UNKEPT = {"event_id"}
 
 
 class Stream:
@@ -103,12 +104,16 @@ class Stream:
 
 def entry(event: Event) -> str:
     """What the stream holds of an event. Its origin is that of the request or event that is being worked on."""
-    origin = event.origin or current()
-    return event.model_copy(update={"origin": origin}).model_dump_json(exclude={"event_id"}, exclude_defaults=True)
+    origin = None if event.origin else current()
+    if origin is not None:
+        event = event.model_copy(update={"origin": origin})
+    return event.model_dump_json(exclude=UNKEPT, exclude_defaults=True)
 
 
 def _event(entry_id: str, body: str) -> Event:
-    return Event.model_validate_json(body).model_copy(update={"event_id": f"evt_{entry_id}"})
+    event = Event.model_validate_json(body)
+    vars(event)["event_id"] = f"evt_{entry_id}"  # it is nobody else's yet, and a copy would cost as much as parsing
+    return event
 
 
 def _flat(rows: Any) -> Iterable[tuple[str, dict[str, str]]]:
