@@ -10,7 +10,7 @@ import ray
 import yaml
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from cluster.actors import ACTORS, NAMESPACE, start_all
+from cluster.actors import ACTORS, NAMESPACE, RayHands, ray_workers, start_all
 from cluster.settings import ROOT, Settings
 
 
@@ -56,7 +56,8 @@ def remove(settings: Settings) -> None:
     """Take the applications and actors out again."""
     client = connect(settings, patience_seconds=5)
     client.delete_applications()
-    for name in ACTORS:
+    workers = [RayHands.PREFIX + name for name in ray_workers()]
+    for name in (*ACTORS, *workers):
         try:
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))
         except ValueError:

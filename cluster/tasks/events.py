@@ -44,19 +44,19 @@ def changed(before: Task | None, after: Task) -> Event:
     data = {
         "task_id": after.task_id, "client_id": after.client_id, "task_type": after.task_type, "status": after.state,
         "capability": after.capability_required, "agent_id": held, "attempt": after.attempt,
-        "waiting": bool(after.waiting_for),
+        "waiting": bool(after.waiting_for), "share": after.share,
     }  # fmt: skip
     if after.parent_id:
         data["parent_id"] = after.parent_id
     if after.ready:
-        data |= {"priority": after.priority, "share": after.share, "place": after.place}
+        data |= {"priority": after.priority, "place": after.place}
     if kind in ("task.progress", "task.extended"):
         data |= {"progress": after.progress, "message": after.progress_message}
     if kind in OUTCOMES:
         timed_out = after.state is TaskState.TIMEOUT or (
             before is not None and before.due is not None and after.updated_at >= before.due
         )
-        started = before.started_at if before is not None else None
+        started = after.started_at or (before.started_at if before is not None else None)
         seconds = None if started is None else (after.updated_at - started).total_seconds()
         data |= {
             "outcome": "COMPLETED" if kind == "task.completed" else "TIMEOUT" if timed_out else "FAILED",

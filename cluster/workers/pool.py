@@ -79,14 +79,22 @@ class PoolWorker:
         self.credit = 1
         self.jobs: dict[str, Job] = {}
         self.done = 0
+        self.retired = False
         self.random = random.Random()
 
     async def run(self) -> None:
-        """Take back what a former process of this name had in hand, then work for ever."""
+        """Take back what a former process of this name had in hand, then work until it is retired."""
         await insist(self.recover)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._offer_on())
-            group.create_task(self._work())
+        offering = asyncio.create_task(self._offer_on())
+        try:
+            await self._work()
+        finally:
+            offering.cancel()
+
+    def retire(self) -> None:
+        """Take nothing more, finish what is in hand, and return from `run`."""
+        self.retired = True
+        self.credit = 0
 
     async def recover(self) -> None:
         """What was in hand when the last process ended: tried again alone, or failed if it was alone already."""
@@ -112,13 +120,19 @@ class PoolWorker:
             log.warning("the store does not answer")
 
     async def _work(self) -> None:
-        while True:
+        while not (self.retired and await insist(self._empty)):
             try:
                 found = await self.store.take(Task, "inbox", self.inbox, limit=MOST_AHEAD, wait_seconds=RENEW_SECONDS)
                 if found:
                     await self._batch(found)
             except Unavailable:
                 await asyncio.sleep(0.2)
+
+    async def _empty(self) -> bool:
+        """Whether the router knows that nothing more is taken here, and nothing is left."""
+        await self._offer()
+        ids = await self.store.ids(Task, "held", self.agent_id)
+        return not any(self._mine(task) for task in await self.store.many(Task, ids))
 
     async def _batch(self, found: Sequence[tuple[Task, str]]) -> None:
         mine = [(task, v) for task, v in found if self._mine(task)]
@@ -135,7 +149,7 @@ class PoolWorker:
             await self._watch(working, tasks)
             await self._tell(now, working.result())
         wanted = min((ahead(seconds) for seconds in self.seconds.values()), default=1)
-        if wanted != self.credit:
+        if wanted != self.credit and not self.retired:
             self.credit = wanted
             await self._offer()
 
