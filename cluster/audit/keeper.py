@@ -5,7 +5,7 @@ import logging
 
 from cluster.audit.model import Head, append
 from cluster.audit.mover import Mover
-from cluster.audit.table import draft
+from cluster.audit.table import AUDITED, draft
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, Unavailable
 from cluster.events import Event
@@ -38,13 +38,13 @@ class AuditKeeper:
         places = [START, cursor.event_id if cursor else START, head.through if head and head.through else START]
         self.cursor = max(places, key=order)
 
-    async def step(self, wait_seconds: float = BEAT_SECONDS) -> int:
-        """Read and write one batch; how many events were in it."""
-        batch = await self.store.events(self.cursor, wait_seconds=wait_seconds)
+    async def step(self, wait_seconds: float = BEAT_SECONDS) -> bool:
+        """Read and write one batch; whether there was one."""
+        batch, after = await self.store.batch(self.cursor, AUDITED, wait_seconds=wait_seconds)
         if batch:
             self.written += await self._write(batch)
-            self.cursor = batch[-1].event_id
-        return len(batch)
+        read, self.cursor = after != self.cursor, after
+        return read
 
     async def _write(self, batch: list[Event]) -> int:
         drafts = [made for event in batch if (made := draft(event)) is not None]

@@ -28,6 +28,8 @@ class Rule:
 _USER = ("username",)
 _KEY = ("name", "client_id", "created_by", "scopes", "expires_at", "rate_limit_per_minute", "rate_limit_per_hour")
 _WEBHOOK = ("host", "events", "agent_id", "active")
+_SCHEDULE = ("name", "cron_expression", "timezone")
+_TEMPLATE = ("name", "task_type")
 _TRAINING = ("phase", "model_id")
 
 TABLE: dict[str, Rule] = {
@@ -61,6 +63,7 @@ TABLE: dict[str, Rule] = {
     "agent.registered": Rule("agent", "agent_registered", True, ("display_name", "tags")),
     "agent.updated": Rule("agent", "agent_updated", True, ("changed",)),
     "agent.deactivated": Rule("agent", "agent_deactivated", True, ("reason",)),
+    "farm.client_registered": Rule("agent", "farm_client_registered"),
     "webhook.created": Rule("webhook", "webhook_created", True, _WEBHOOK),
     "webhook.updated": Rule("webhook", "webhook_updated", True, _WEBHOOK),
     "webhook.secret_rotated": Rule("webhook", "webhook_secret_rotated", True, _WEBHOOK),
@@ -68,6 +71,16 @@ TABLE: dict[str, Rule] = {
     "webhook.deleted": Rule("webhook", "webhook_deleted", True, _WEBHOOK),
     "webhook.tested": Rule("webhook", "webhook_tested", True, (*_WEBHOOK, "delivery_id", "delivered")),
     "webhook.replayed": Rule("webhook", "webhook_replayed", True, (*_WEBHOOK, "count")),
+    # What makes tasks by itself, or for others to use.
+    "schedule.created": Rule("workflow", "schedule_created", True, _SCHEDULE),
+    "schedule.updated": Rule("workflow", "schedule_updated", True, _SCHEDULE),
+    "schedule.paused": Rule("workflow", "schedule_paused", True, _SCHEDULE),
+    "schedule.resumed": Rule("workflow", "schedule_resumed", True, _SCHEDULE),
+    "schedule.deleted": Rule("workflow", "schedule_deleted", True, _SCHEDULE),
+    "template.created": Rule("workflow", "template_created", True, _TEMPLATE),
+    "template.updated": Rule("workflow", "template_updated", True, _TEMPLATE),
+    "template.deleted": Rule("workflow", "template_deleted", True, _TEMPLATE),
+    "chain.deleted": Rule("workflow", "chain_deleted", True, ("name",)),
     # Models and documents.
     "training.created": Rule("training", "training_requested", True, _TRAINING),
     "training.started": Rule("training", "training_started", True, _TRAINING),
@@ -78,9 +91,11 @@ TABLE: dict[str, Rule] = {
     "deployment.activated": Rule("deployment", "deployment_activated", True, ("model_id",)),
     "deployment.failed": Rule("deployment", "deployment_failed", False, ("model_id", "error")),
     "deployment.rolled_back": Rule("deployment", "deployment_rolled_back", True, ("model_id",)),
+    "farm.task_deleted": Rule("deletion", "farm_task_deleted", True, ("type",)),
     "model.deleted": Rule("deletion", "model_deleted", True, ("name",)),
     "knowledge.deleted": Rule("deletion", "document_deleted", True, ("title",)),
 }  # fmt: skip
+AUDITED = frozenset(TABLE)
 EVENT_TYPES = tuple(sorted({rule.event_type for rule in TABLE.values()}))
 ACTIONS = tuple(sorted({rule.action for rule in TABLE.values()}))
 

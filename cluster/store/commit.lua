@@ -7,10 +7,16 @@
 -- The last nonces stay with the records: a client that lost the answer asks again and learns what it had won, even after
 -- a few others have written the first of them.
 local all = ARGV[2] == 'all'
+local won = {}
+
+-- Of this write alone: another of the same commit may have been at the record before it.
+local function mine()
+  return ARGV[1] .. ' ' .. #won
+end
 
 local function may(k, a, n)
   local stands = redis.call('HMGET', KEYS[k], 'version', 'nonce')
-  if not all and stands[2] == ARGV[1] then return nil end
+  if not all and stands[2] == mine() then return nil end
   if (stands[1] or '0') ~= ARGV[a] then return false end
   return ARGV[a + 3] == '' or redis.call('ZCARD', KEYS[k + n + 1]) < tonumber(ARGV[a + 3])
 end
@@ -22,7 +28,7 @@ local function write(k, a, e, n)
   elseif all then
     redis.call('HSET', KEYS[k], 'version', ARGV[a] + 1, 'body', body)
   else
-    redis.call('HSET', KEYS[k], 'version', ARGV[a] + 1, 'body', body, 'nonce', ARGV[1])
+    redis.call('HSET', KEYS[k], 'version', ARGV[a] + 1, 'body', body, 'nonce', mine())
   end
   for i = 1, n do
     local score = ARGV[a + 5 + 2 * e + i]
@@ -44,7 +50,6 @@ local function through(visit)
   return true
 end
 
-local won = {}
 if not all then
   through(function(k, a, e, n)
     local free = may(k, a, n)

@@ -89,6 +89,8 @@ class Store(Stream):
             retry_on_error=[RedisConnectionError],
         )
         packed(self._redis.connection_pool)
+        # As it came: redis-py would make a dictionary of each event, for readers that want few of them.
+        self._redis.set_response_callback("XREAD", lambda answer, **_: answer)
         self._commit = self._redis.register_script(COMMIT)
         self._away = False
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -33,22 +33,30 @@ class Stream:
         return (await self.batch(after, limit=limit, wait_seconds=wait_seconds))[0]
 
     async def batch(
-        self, after: str, kinds: frozenset[str] | None = None, limit: int = 500, wait_seconds: float = 0
+        self,
+        after: str,
+        kinds: frozenset[str] | None = None,
+        limit: int = 500,
+        wait_seconds: float = 0,
+        mark: str = "",
     ) -> tuple[list[Event], str]:
-        """The next events of these kinds (None: all), and the id to go on after. What is not wanted is not parsed."""
+        """The next events of these kinds (None: all), and the id to go on after. What is not wanted is not parsed.
+
+        `mark`: a text that the event's JSON has somewhere, for readers that few events of a kind concern.
+        """
         rows = await self._rows(EVENTS, stream_id(after), limit, wait_seconds)
         events = [
-            _event(entry_id, fields["event"])
+            _event(entry_id, fields[3])
             for entry_id, fields in rows
-            if kinds is None or fields.get("kind") in kinds
+            if (kinds is None or fields[1] in kinds) and mark in fields[3]
         ]
         return events, f"evt_{rows[-1][0]}" if rows else after
 
-    async def _rows(self, key: str, after: str, limit: int, wait_seconds: float) -> list[tuple[str, dict[str, str]]]:
+    async def _rows(self, key: str, after: str, limit: int, wait_seconds: float) -> list[tuple[str, list[str]]]:
+        """Ids, and fields as Redis sends them: names and values in turn."""
         block = int(wait_seconds * 1000) or None
         found = await self._call(self._redis.xread({key: after}, count=limit, block=block), wait_seconds)
-        batches: Iterable[Any] = found.values() if isinstance(found, dict) else (rows for _, rows in found or ())
-        return [row for rows in batches for row in _flat(rows)]
+        return found[key] if found else []
 
     async def follow(self, after: str, kinds: frozenset[str] | None = None) -> AsyncIterator[Event]:
         """Every event after `after`, for ever: a reader that remembers the last id misses none, whatever restarts."""
@@ -76,7 +84,7 @@ class Stream:
                 continue
             for entry_id, fields in rows:
                 after = entry_id
-                yield json.loads(fields["json"])
+                yield json.loads(fields[1])
 
     async def last_event_id(self) -> str:
         """Id of the newest event: where a reader starts that wants only what comes."""
@@ -114,12 +122,3 @@ def _event(entry_id: str, body: str) -> Event:
     event = Event.model_validate_json(body)
     vars(event)["event_id"] = f"evt_{entry_id}"  # it is nobody else's yet, and a copy would cost as much as parsing
     return event
-
-
-def _flat(rows: Any) -> Iterable[tuple[str, dict[str, str]]]:
-    # RESP3 nests one level deeper than RESP2 for a stream that was read alone.
-    for row in rows:
-        if row and isinstance(row[0], (list, tuple)):
-            yield from _flat(row)
-        else:
-            yield row[0], row[1]

@@ -4,6 +4,7 @@ Alone, a write costs what it always does; under load a hundred of them cost one 
 """
 
 import asyncio
+from contextvars import Context
 from dataclasses import replace
 
 from cluster.errors import Unavailable
@@ -29,7 +30,7 @@ class Together:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, answer))
         if self._flushing is None:
-            self._flushing = asyncio.create_task(self._flush())
+            self._flushing = asyncio.create_task(self._flush(), context=Context())
         return await answer
 
     async def _flush(self) -> None:

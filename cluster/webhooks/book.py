@@ -13,6 +13,13 @@ from cluster.webhooks.model import Webhook
 from cluster.workers.model import Agent
 
 READ = 500  # records per read
+# What changes who has webhooks, and whose; `observe` takes these in.
+OBSERVED = frozenset(
+    {"agent.registered", "agent.updated", "agent.deactivated", "key.created", "key.revoked"}
+    | {f"webhook.{verb}" for verb in
+       ("created", "updated", "secret_rotated", "disabled", "deleted", "tested", "replayed")}
+    | {f"user.{verb}" for verb in ("created", "updated", "enabled", "disabled", "deleted")}
+)  # fmt: skip
 
 
 class Book:
@@ -23,6 +30,7 @@ class Book:
         self.hooks: dict[str, Webhook] = {}
         self.agent_owners: dict[str, str] = {}  # of the agents that webhooks name
         self._by_name: dict[str, list[Webhook]] = {}
+        self.kinds = OBSERVED  # of the events that it has to see
 
     async def load(self) -> None:
         """Read every active webhook."""
@@ -98,3 +106,4 @@ class Book:
             for name in catalogue.EVENTS:
                 if catalogue.matches(hook.events, name):
                     self._by_name.setdefault(name, []).append(hook)
+        self.kinds = OBSERVED | {catalogue.EVENTS[name] for name in self._by_name}

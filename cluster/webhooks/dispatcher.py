@@ -89,25 +89,28 @@ class Dispatcher:
                 opened = False
                 await asyncio.sleep(0.2)
 
-    async def step(self, wait_seconds: float = BEAT_SECONDS) -> int:
-        """Read one batch and record what is wanted of it; how many events it had."""
-        batch = await self.store.events(self.cursor, wait_seconds=wait_seconds)
+    async def step(self, wait_seconds: float = BEAT_SECONDS) -> bool:
+        """Read one batch and record what is wanted of it; whether there was one."""
+        batch, after = await self.store.batch(self.cursor, self.book.kinds, wait_seconds=wait_seconds)
         wanted: list[Delivery] = []
         for event in batch:
+            kinds = self.book.kinds
             for webhook_id in await self.book.observe(event):
                 if event.kind == "webhook.deleted":
                     wanted = [delivery for delivery in wanted if delivery.webhook_id != webhook_id]
                     await self._forget(webhook_id)
                 self.sender.wake(webhook_id)
             wanted += [due(hook, event, self.clock()) for hook in self.book.wanting(event)]
+            if not self.book.kinds <= kinds:  # what was passed over behind it may be wanted now
+                after = event.event_id
+                break
         await self._add_results(wanted)
         for start in range(0, len(wanted), AT_ONCE):
             await self._record(wanted[start : start + AT_ONCE])
-        if batch:
-            self.cursor = batch[-1].event_id
+        read, self.cursor = after != self.cursor, after
         if wanted:  # what nobody wanted is cheap to read again; the next beat notes it
             await self._keep_place()
-        return len(batch)
+        return read
 
     async def _add_results(self, wanted: list[Delivery]) -> None:
         """A completed task's result goes along, where it is not too long: the stream does not hold it."""
