@@ -18,7 +18,9 @@ from cluster.farm.keeper import keep_farm
 from cluster.routing.router import Router
 from cluster.settings import Settings
 from cluster.store import Store
+from cluster.store.shared import SharedStore
 from cluster.tasks.delivery import Delivery
+from cluster.tasks.verifier import verify_tasks
 from cluster.trust.service import LedgerKeeper, Trust
 from cluster.webhooks.dispatcher import dispatch
 from cluster.workers.keeper import PoolKeeper
@@ -91,7 +93,7 @@ class StreamKeeper(Keeper):
     async def main(self) -> None:
         """Each of them in a loop of its own; the first to end takes the process, and all start again."""
         settings = Settings()
-        store = Store(settings.redis)
+        store = SharedStore(settings.redis)
         await asyncio.gather(*(loop(store, settings) for loop in LOOPS))
 
 
@@ -195,7 +197,7 @@ class WorkersKeeper(Keeper):
 
 
 LOOPS: tuple[Callable[[Store, Settings], Awaitable[None]], ...] = (
-    keep_audit, dispatch, run_chains, run_schedules, keep_farm, keep_presence
+    keep_audit, dispatch, run_chains, run_schedules, keep_farm, keep_presence, verify_tasks,
 )  # fmt: skip
 
 RouterActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RouterKeeper)

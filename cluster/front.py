@@ -37,6 +37,8 @@ defaults
     option http-no-delay
     option forwardfor
     option redispatch
+    # Who hangs up while it waits for a task is not to be given one: without this a replica never hears of it.
+    option abortonclose
     retries 3
     retry-on conn-failure empty-response
     http-reuse safe

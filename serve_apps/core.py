@@ -22,6 +22,7 @@ from serve_apps.kit.hub import Hub
 from serve_apps.kit.machine import first_gpu
 from serve_apps.kit.metrics import Metrics
 from serve_apps.kit.readiness import Readiness
+from serve_apps.kit.waits import Waits
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Core:
     clock: Clock = utc_now
     idempotency: Idempotency = field(init=False)
     connections: Connections = field(init=False)
+    waits: Waits = field(init=False)
     usage: Usage = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     census: Census = field(init=False)
@@ -63,10 +65,16 @@ class Core:
     audit: Any = Absent("audit")
     webhooks: Any = Absent("webhooks")
     routing: Any = Absent("routing")
+    explainer: Any = Absent("explainer")  # why a task is where it is
+    chains: Any = Absent("chains")
+    schedules: Any = Absent("schedules")
+    templates: Any = Absent("templates")
     forge: Any = Absent("forge")
     models: Any = Absent("models")
     chat: Any = Absent("chat")
     knowledge: Any = Absent("knowledge")
+    farm: Any = Absent("farm")
+    desk: Any = Absent("farm")  # where farm clients are connected
 
     def __post_init__(self) -> None:
         self.idempotency = Idempotency(self.store, self.clock)
@@ -77,6 +85,7 @@ class Core:
             "result", lambda: self.identity.lookups,
         )  # fmt: skip
         self.connections = Connections(self.identity, self.limiter.policy.sockets)
+        self.waits = Waits(self.store, self.hub, self.identity, self.clock)
 
     async def start(self) -> None:
         """What has to run before the first request."""
@@ -89,7 +98,10 @@ class Core:
         await self.usage.close()
         if self.audit:
             await self.audit.close()
+        await self.waits.close()
         await self.connections.close()
+        if self.desk:
+            await self.desk.close()
         await self.hub.close()
         await self.limiter.close()
         await self.store.close()

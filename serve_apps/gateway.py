@@ -1,5 +1,6 @@
 """The gateway: the root ASGI app. Request ids, metrics, the only lifespan, and dispatch to the owner of a path."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -99,7 +100,7 @@ class Gateway:
 
     async def closing(self) -> None:
         """The server is about to end: what stays open is told to come back elsewhere, which nobody else would do."""
-        await self.core.connections.close()
+        await asyncio.gather(self.core.connections.close(), self.core.waits.close())
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         steps: dict[str, Callable[[], Awaitable[None]]] = {"startup": self.core.start, "shutdown": self.core.close}

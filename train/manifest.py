@@ -57,19 +57,19 @@ def sha256(path: Path) -> str:
 class Checkpoints:
     """The checkpoints of one run, in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, suffix: str = ".pt") -> None:
+        self.folder, self.suffix = folder, suffix
 
     def save(self, step: int, write: Callable[[BinaryIO], Any]) -> Manifest:
         """Write the state, then its manifest; forget all but the newest two. Durable when it returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{step:08}.pt"
+        path = self.folder / f"step-{step:08}{self.suffix}"
         write_durably(path, write)
         manifest = Manifest(step=step, file=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))
         write_durably(path.with_suffix(".json"), lambda file: file.write(manifest.model_dump_json().encode()))
         for old in sorted(self.folder.glob("step-*.json"), reverse=True)[KEPT:]:
             old.unlink(missing_ok=True)
-            old.with_suffix(".pt").unlink(missing_ok=True)
+            old.with_suffix(self.suffix).unlink(missing_ok=True)
         return manifest
 
     def newest(self) -> tuple[Manifest, Path] | None:

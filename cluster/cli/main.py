@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster import supervisor
-from cluster.cli import audit, logs, users, webhooks
+from cluster.cli import audit, logs, trust, users, webhooks, worker
 from cluster.cli import status as status_table
 from cluster.cli import tour as guided
 from cluster.cli.agent import TAGS, DemoAgent
@@ -146,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
     logs.grammar(verbs, verb)
     users.grammar(verbs, verb)
     audit.grammar(verbs, verb)
+    trust.grammar(verbs, verb)
     webhooks.grammar(verbs, verb)
+    worker.grammar(verb)
     verb("token", token).add_argument("username", nargs="?")
     training = verb("train", train)
     training.add_argument("phase", nargs="?", default="cognate")

@@ -57,6 +57,12 @@ class Line:
             del self.waiting[KEEP // 2 :]
             self.more = True
 
+    def drop(self, task_id: str) -> None:
+        """It is not ready any more."""
+        self.parked.pop(task_id, None)
+        if known := self.known.pop(task_id, None):
+            del self.waiting[bisect.bisect_left(self.waiting, known)]
+
     def pop(self) -> Waiting:
         """The first."""
         first = self.waiting.pop(0)
@@ -80,6 +86,11 @@ class Backlog:
             # Who was idle has not saved up: a share begins where the others are.
             line.served = max(line.served, self.reached.get(task.capability, 0.0))
         line.add(task)
+
+    def drop(self, capability: str, share: str, task_id: str) -> None:
+        """A task that waited has ended."""
+        if line := self.lines.get(capability, {}).get(share):
+            line.drop(task_id)
 
     def expect(self, capability: str, share: str) -> None:
         """The store has tasks of this line; none is known here."""
@@ -133,11 +144,11 @@ class Backlog:
         return taken
 
     def _forget(self, capability: str) -> None:
-        """Drop idle shares that have nothing to make up for: who comes back begins where the others are anyway."""
+        """Drop idle shares: who comes back begins where the others are. One turn that it was ahead is forgotten too."""
         reached = self.reached.get(capability, 0.0)
         lines = self.lines[capability]
         for share in [name for name, line in lines.items() if not (line.waiting or line.more or line.parked)]:
-            if lines[share].served <= reached:
+            if lines[share].served <= reached + 1:
                 del lines[share]
 
     def give_back(self, tasks: Iterable[Waiting]) -> None:
@@ -164,6 +175,7 @@ class Backlog:
                 line.add(task)
         return {capability for capability, _ in lines}
 
-    def waiting(self, capability: str) -> bool:
-        """Whether anything may be ready."""
-        return any(line.waiting or line.more for line in self.lines.get(capability, {}).values())
+    def sizes(self) -> dict[str, int]:
+        """How many tasks of each capability are known to wait: at least so many do."""
+        sizes = {name: sum(len(line.waiting) for line in lines.values()) for name, lines in self.lines.items()}
+        return {name: size for name, size in sizes.items() if size}

@@ -11,38 +11,35 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
 
-from cluster import tracing
 from cluster.aside import Aside, insist
-from cluster.clock import Clock, utc_now
-from cluster.errors import Conflict, NotFound, Unavailable
+from cluster.clock import Clock, iso, utc_now
+from cluster.errors import Unavailable
 from cluster.events import Event
-from cluster.origin import within
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.routing.backlog import Backlog, Waiting
-from cluster.routing.table import Entry, Offer, Table, in_village
-from cluster.store import Guard, Store, Write
-from cluster.store.together import Together
+from cluster.routing.courier import Courier
+from cluster.routing.plan import plan
+from cluster.routing.table import Offer, Table, in_village
+from cluster.routing.timekeeper import OFFER_SECONDS, Timekeeper
+from cluster.store import Store, Write
 from cluster.tasks import machine
-from cluster.tasks.delivery import Accepted, Completed, Delivery, Failed, Outcome, Unreachable
-from cluster.tasks.events import began, changed
+from cluster.tasks.delivery import Delivery
 from cluster.tasks.model import HELD, Task, TaskState, line
+from cluster.tasks.steps import Steps
 from cluster.trust.ledger import Standing
 from cluster.trust.service import Trust
 from cluster.workers.model import Agent
 
 log = logging.getLogger("village.router")
 TICK_SECONDS = 0.25
-SLOW_TICK_SECONDS = 1.0  # between two tries of tasks that nobody may have
-RANK_SECONDS = 60.0
 BATCH = 128
 LAPSES = 500  # tasks of one commit that time has changed
 AGENTS_PER_READ = 500
-OFFER_SECONDS = 6.0  # how long an offer counts; who makes one renews it in a third of that
-PICKUP_SECONDS = 15.0  # an agent that pulls and offered room has to take a task within
-Step = Callable[[Task], Task]
+TOLD = 100  # names of a kind that the beat says
 WATCHED = frozenset(
     f"task.{verb}" for verb in
     ("created", "ready", "retry", "released", "updated", "completed", "failed", "cancelled", "timeout")
@@ -55,13 +52,14 @@ class Router:
     NAME = "router"
 
     def __init__(self, store: Store, trust: Trust, delivery: Delivery, clock: Clock = utc_now) -> None:
-        self.store, self.trust, self.delivery, self.clock = store, trust, delivery, clock
-        self.together = Together(store)
+        self.store, self.trust, self.clock = store, trust, clock
         self.table = Table()
+        self.steps = Steps(store)
+        self.courier = Courier(store, self.table, delivery, clock)
+        self.timekeeper = Timekeeper(self, clock)
         self.backlog = Backlog()
         self.due: dict[str, None] = {}  # capabilities that may have both a ready task and a free agent
         self.work = asyncio.Event()
-        self.deliveries: dict[str, asyncio.Task[None]] = {}  # by attempt id, those that wait for their agent's answer
         self.aside = Aside(log)  # everything that runs beside the loops
         self.moved: set[str] = set()  # agents whose trust has moved
         self.random = random.Random()
@@ -76,10 +74,11 @@ class Router:
                 group.create_task(self._watch(after))
                 group.create_task(self._listen())
                 group.create_task(self._dispatch_all())
-                group.create_task(self._keep_time())
+                group.create_task(self.timekeeper.run())
                 group.create_task(self._beat())
         finally:
             self.aside.cancel()
+            self.courier.cancel()
 
     async def recover(self) -> None:
         """Know the agents, what they hold and what waits; give back what a former router had on its way."""
@@ -94,7 +93,7 @@ class Router:
             await self._recover_held([(task, version) for task, version in found if task.state in HELD])
         for task in await self.store.first_of_each(Task, "ready"):
             self.backlog.expect(task.capability_required, task.share)
-            self._wake(task.capability_required)
+            self.wake(task.capability_required)
         waiting = await self.store.ids(Task, "waiting")
         for start in range(0, len(waiting), LAPSES):
             await self._resolve(waiting[start : start + LAPSES])
@@ -111,13 +110,14 @@ class Router:
                 self.table.hold(task.agent_id, task, at)  # its agent still may pick it up
             else:
                 lost.append((task, version))
-        await self._change_all(lost, lambda t: machine.release(t, t.attempt, self.clock()))
+        await self.steps.many(lost, lambda t: machine.release(t, t.attempt, self.clock()))
 
     def _learn(self, agent: Agent, standing: Standing) -> None:
         self.table.put(agent, standing, self.clock())
-        self._wake(*agent.tags)
+        self.wake(*agent.tags)
 
-    def _wake(self, *capabilities: str) -> None:
+    def wake(self, *capabilities: str) -> None:
+        """These may have both a ready task and a free agent now."""
         for capability in capabilities:
             if self.table.room(capability):
                 self.due[capability] = None
@@ -155,24 +155,25 @@ class Router:
         data, task_id = event.data, event.subject
         attempt_id = f"{task_id}.{data['attempt']}"
         if data["agent_id"]:
-            self._wake(*self.table.drop(data["agent_id"], attempt_id, self.clock()))
-        if running := self.deliveries.get(attempt_id):
-            running.cancel()  # over for this attempt: cancelled, timed out, or reported by its agent
+            self.wake(*self.table.drop(data["agent_id"], attempt_id, self.clock()))
+        self.courier.over(attempt_id)
         if data["status"] != TaskState.PENDING:
+            if event.kind != "task.completed":
+                self.backlog.drop(data["capability"], data["share"], task_id)
             return True
         if "place" in data:
             self.backlog.add(Waiting(data["place"], task_id, data["capability"], data["share"]))
-            self._wake(data["capability"])
+            self.wake(data["capability"])
         elif data["waiting"]:
             self.aside.spawn(insist(lambda: self._resolve([task_id])))
         return False
 
     async def _listen(self) -> None:
         async for signal in self.store.signals():
-            if offer := signal.get("offer"):
+            for offer in signal.get("offers") or filter(None, [signal.get("offer")]):
                 until = self.clock() + timedelta(seconds=offer["seconds"])
                 credit = Offer(offer["credit"], until)
-                self._wake(*self.table.offer(offer["agent_id"], offer["inbox"], credit, self.clock()))
+                self.wake(*self.table.offer(offer["agent_id"], offer["inbox"], credit, self.clock()))
 
     async def _free_dependents(self, ended: Sequence[str]) -> None:
         counts = await self.store.counts(Task, "dependents", [(task_id,) for task_id in ended])
@@ -185,7 +186,7 @@ class Router:
             found = await self.store.load_many(Task, task_ids[start : start + LAPSES])
             names = sorted({name for task, _ in found for name in task.waiting_for})
             states = {other.task_id: other.state for other in await self.store.many(Task, names)}
-            await self._change_all(found, lambda t, known=states: machine.resolve(t, known, self.clock()))
+            await self.steps.many(found, lambda t, known=states: machine.resolve(t, known, self.clock()))
 
     # ---- dispatch
 
@@ -201,11 +202,7 @@ class Router:
 
     async def _dispatch(self) -> None:
         """One batch, of every capability that is due in turn."""
-        hungry = self.backlog.hungry(self.due)
-        asked = self.backlog.ask(hungry)
-        heads = await self.store.scored(Task, "ready", [line(*names) for names in hungry], asked)
-        for (capability, share), rows in zip(hungry, heads, strict=True):
-            self.backlog.fill(capability, share, rows, asked)
+        await self.fill(self.due)
         batch: list[Waiting] = []
         for capability in list(self.due):
             del self.due[capability]
@@ -224,6 +221,14 @@ class Router:
                 raise
             await self._assign_all(batch, found)
 
+    async def fill(self, capabilities: Iterable[str]) -> None:
+        """Ask the store for the heads of lines whose head is not known."""
+        hungry = self.backlog.hungry(capabilities)
+        asked = self.backlog.ask(hungry)
+        heads = await self.store.scored(Task, "ready", [line(*names) for names in hungry], asked)
+        for (capability, share), rows in zip(hungry, heads, strict=True):
+            self.backlog.fill(capability, share, rows, asked)
+
     async def _assign_all(self, batch: Sequence[Waiting], found: Sequence[tuple[Task | None, str]]) -> None:
         # Between here and the end of the commit nothing else assigns: this loop is the only one that does.
         at = self.clock()
@@ -238,7 +243,7 @@ class Router:
                 self.backlog.give_back([waiting])
             if choice is None:
                 continue
-            write = self._plan(task, version, *choice, at)
+            write = plan(task, version, *choice, at, secrets.token_urlsafe(16))
             assert isinstance(write.after, Task)
             self.table.hold(write.after.agent_id, write.after, at)
             plans.append((waiting, write.after, write))
@@ -252,153 +257,44 @@ class Router:
             if won:
                 self._send(after, str(int(write.version) + 1))
             else:
-                self._wake(*self.table.drop(after.agent_id, after.attempt_id, at))
+                self.wake(*self.table.drop(after.agent_id, after.attempt_id, at))
                 self.backlog.park(waiting)  # looked at again: if it is still ready, the agent had no room after all
-
-    def _plan(self, task: Task, version: str, entry: Entry, inbox: str, at: datetime) -> Write:
-        agent = entry.agent
-        guard = Guard("held", (agent.agent_id,), agent.max_concurrent_tasks)
-        token = machine.token(task, secrets.token_urlsafe(16))
-        village = in_village(agent.agent_id, inbox)
-        if inbox and not village:
-            assigned = machine.assign(task, agent.agent_id, token, at, inbox=inbox, pickup_seconds=PICKUP_SECONDS)
-            return Write(task, assigned, version, changed(task, assigned), guard)
-        assigned = machine.assign(task, agent.agent_id, token, at, inbox=inbox)
-        running = (machine.accept if village else machine.start)(assigned, assigned.attempt, at)
-        return Write(task, running, version, began(task, assigned, running), guard)
 
     def _send(self, task: Task, version: str) -> None:
         self.assigned += 1
         entry = self.table.entries[task.agent_id]
         if task.inbox or task.attempt_id not in entry.held:
             return  # its index is the delivery; or it was cancelled meanwhile, and the event was seen already
-        agent = entry.agent
-        delivery = self.aside.spawn(self._deliver(task, version, agent))
-        self.deliveries[task.attempt_id] = delivery
-        delivery.add_done_callback(lambda _: self.deliveries.pop(task.attempt_id, None))
+        self.courier.send(task, version, entry.agent)
 
     async def _take_back(self, waiting: Waiting, task: Task) -> None:
         """The store went away while `task` was assigned: if it was written all the same, nobody delivers it."""
         # By the token, not the attempt: if it was not written, the next assignment has the same attempt's number.
-        await self._step(
+        await self.steps.one(
             task.task_id,
             lambda t: machine.release(t, task.attempt, self.clock()) if t.task_token == task.task_token else t,
         )
-        self._wake(*self.table.drop(task.agent_id, task.attempt_id, self.clock()))
+        self.wake(*self.table.drop(task.agent_id, task.attempt_id, self.clock()))
         self.backlog.add(waiting)
-        self._wake(waiting.capability)
+        self.wake(waiting.capability)
 
-    async def _deliver(self, task: Task, version: str, agent: Agent) -> None:
-        about = {"task_id": task.task_id, "attempt": task.attempt, "agent_id": agent.agent_id}
-        with tracing.span("task.deliver", task.traceparent, **about), within(tracing.origin()):
-            await self._attempt(task, version, agent)
+    # ---- the beat
 
-    async def _attempt(self, task: Task, version: str, agent: Agent) -> None:
-        attempt = task.attempt
-        assert task.deadline is not None
-        left = (task.deadline - self.clock()).total_seconds()
-        try:
-            async with asyncio.timeout(max(left, 0.0)):
-                outcome = await self.delivery.send(agent.endpoint, task)
-        except TimeoutError:
-            await self._step(task.task_id, lambda t: machine.lapse(t, self.clock(), self.random.random()))
-            return
-        # From here on there is an answer: the event of its own commit must not cancel the commit.
-        self.deliveries.pop(task.attempt_id, None)
-        if isinstance(outcome, Unreachable):
-            self.table.unanswered(agent.agent_id, self.clock())
-        else:
-            self.table.answered(agent.agent_id, self.clock())
-        after = self._after(task, attempt, outcome)
-        try:
-            if await self.together.commit(Write(task, after, version, changed(task, after))):
-                return
-        except Unavailable:
-            pass
-        await self._step(task.task_id, lambda t: self._after(t, attempt, outcome))
-
-    def _after(self, task: Task, attempt: int, outcome: Outcome) -> Task:
-        at = self.clock()
-        match outcome:
-            case Completed(result_data):
-                return machine.finish(task, attempt, result_data, at)
-            case Failed(error):
-                return machine.fail(task, attempt, error, at, self.random.random())
-            case Accepted():
-                return machine.accept(task, attempt, at)
-            case Unreachable():
-                return machine.release(task, attempt, at)
-
-    async def _step(self, task_id: str, step: Step) -> Task | None:
-        """Commit a step, however long Redis is away; None, and nothing done, for one that has become stale."""
-        try:
-            return await insist(lambda: self.store.change(Task, task_id, step, changed))
-        except (Conflict, NotFound) as error:
-            log.info("%s: %s", task_id, error)
-            return None
-
-    async def _change_all(self, found: Sequence[tuple[Task, str]], step: Step) -> None:
-        """The same step for many, in one commit; those that somebody changed meanwhile one by one."""
-        writes = []
-        for task, version in found:
-            try:
-                after = step(task)
-            except Conflict:
-                continue
-            if after != task:
-                writes.append(Write(task, after, version, changed(task, after)))
-        for write, won in zip(writes, await self.store.commit_each(writes), strict=True):
-            if not won and write.before:
-                await self._step(write.before.id, step)
-
-    # ---- time
-
-    async def _keep_time(self) -> None:
-        loop = asyncio.get_running_loop()
-        slow = ranked = loop.time()
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            try:
-                await self._tick(self.clock())
-                if loop.time() - slow >= SLOW_TICK_SECONDS:
-                    slow = loop.time()
-                    self._wake(*self.backlog.unpark())
-            except Unavailable:
-                log.warning("the store does not answer")
-            if loop.time() - ranked >= RANK_SECONDS:
-                ranked = loop.time()
-                self.table.rank_anew(self.clock())
-
-    async def _tick(self, at: datetime) -> None:
-        now = at.timestamp()
-        self._wake(*self.table.rested(at))
-        for entry, inbox in self.table.withdrawn(at):
-            if in_village(entry.agent.agent_id, inbox):
-                await self._orphaned(entry, inbox)
-        for agent_id, standing in (await self.trust.standings(sorted(self.moved))).items() if self.moved else ():
-            self.moved.discard(agent_id)
-            self.table.stands(agent_id, standing, at)
-        await self._all_until(now, "delayed", lambda t: machine.wake(t, self.clock()))
-        await self._all_until(now, "deadline", lambda t: machine.lapse(t, self.clock(), self.random.random()))
-
-    async def _all_until(self, now: float, index: str, step: Step) -> None:
-        while ids := await self.store.ids(Task, index, high=now, limit=LAPSES):
-            await self._change_all(await self.store.load_many(Task, ids), step)
-            if len(ids) < LAPSES:
-                return
-
-    async def _orphaned(self, entry: Entry, inbox: str) -> None:
-        """A worker of the village is gone: what it held goes back, and is tried alone if it was not alone."""
-        attempts = [attempt_id for attempt_id, held_in in entry.held.items() if held_in == inbox]
-        found = await self.store.load_many(Task, [attempt_id.rpartition(".")[0] for attempt_id in attempts])
-        held = len(attempts)
-        await self._change_all(found, lambda t: machine.orphaned(t, inbox, held, self.clock(), self.random.random()))
+    def told(self) -> dict[str, Any]:
+        """What the beat says, for those who explain why a task waits, and for those who start workers."""
+        entries = self.table.entries
+        resting = {name: iso(until) for name in self.table.resting if (until := entries[name].rests_until)}
+        offers = {name: sum(offer.credit for offer in entries[name].offers.values()) for name in self.table.offering}
+        return {
+            "agents": len(entries), "delivering": len(self.courier.running), "assigned": self.assigned,
+            "resting": dict(list(resting.items())[:TOLD]), "offers": dict(list(offers.items())[:TOLD]),
+            "waiting": dict(list(self.backlog.sizes().items())[:TOLD]),
+        }  # fmt: skip
 
     async def _beat(self) -> None:
         while True:
-            data = {"agents": len(self.table.entries), "delivering": len(self.deliveries), "assigned": self.assigned}
             try:
-                await beat(self.store, self.NAME, self.clock(), data)
+                await beat(self.store, self.NAME, self.clock(), self.told())
             except Unavailable:
                 log.warning("the store does not answer")
             await asyncio.sleep(BEAT_SECONDS)

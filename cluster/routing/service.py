@@ -1,10 +1,13 @@
-"""Asking the router's question without moving anything: who would get such a task now?"""
+"""Asking the router's questions without moving anything: who would get such a task now, and what if?"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.clock import Clock, utc_now
 from cluster.errors import NoCapableAgent
+from cluster.identity.model import Principal
 from cluster.routing import strategies
+from cluster.routing.replaying import Replaying, Window
 from cluster.routing.strategies import Candidate
 from cluster.store import Store
 from cluster.tasks.model import Task
@@ -31,6 +34,11 @@ class Routing:
 
     def __init__(self, store: Store, trust: Trust, clock: Clock = utc_now) -> None:
         self.store, self.trust, self.clock = store, trust, clock
+        self.replaying = Replaying(store, trust)
+
+    async def simulate(self, who: Principal, window: Window) -> dict[str, Any]:
+        """See `Replaying.simulate`."""
+        return await self.replaying.simulate(who, window)
 
     async def preview(self, capability: str, strategy: str) -> Preview:
         """Raises `UnknownStrategy`, `NoCapableAgent`."""

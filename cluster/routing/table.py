@@ -209,6 +209,12 @@ class Table:
         self._changed(entry, at)
         return entry.agent.tags if entry.counted else ()
 
+    def prolong(self, until: datetime) -> None:
+        """No offer runs out before then: whoever made one could not have renewed it, or could not be heard."""
+        for agent_id in self.offering:
+            for offer in self.entries[agent_id].offers.values():
+                offer.until = max(offer.until, until)
+
     def withdrawn(self, at: datetime) -> list[tuple[Entry, str]]:
         """The agents and inboxes whose offers have run out since the last call."""
         gone: list[tuple[Entry, str]] = []

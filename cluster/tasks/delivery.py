@@ -6,6 +6,7 @@ from typing import Any
 import aiohttp
 from pydantic_core import from_json
 
+from cluster.clock import iso
 from cluster.egress import Egress, told
 from cluster.tasks.model import Task
 
@@ -47,7 +48,8 @@ def message(task: Task, callback_url: str) -> dict[str, Any]:
     return {
         "task_id": task.task_id, "attempt_id": task.attempt_id, "task_type": task.task_type,
         "capability_required": task.capability_required, "input_data": task.input_data, "priority": task.priority,
-        "timeout_seconds": task.timeout_seconds, "metadata": task.metadata, "task_token": task.task_token,
+        "timeout_seconds": task.timeout_seconds, "deadline": iso(task.deadline) if task.deadline else None,
+        "metadata": task.metadata, "task_token": task.task_token,
         "callback_url": f"{callback_url}/ains/tasks/{task.task_id}/result",
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from cluster.store import Index, Record
+from cluster.tasks.verification import Replication
 
 
 class TaskState(StrEnum):
@@ -101,6 +102,7 @@ class Task(Record):
     trust_min: float = Field(0.0, ge=0, le=1)  # no agent below it gets the task
     excluded: tuple[str, ...] = ()  # agents that do not get it
     heartbeat_seconds: int = Field(0, ge=0, le=86_400)  # a running agent silent for longer has lost it; 0: no such rule
+    verification: Replication | None = None  # then its replicas are routed, and the task itself is not
     metadata: dict[str, Any] = {}
     state: TaskState = TaskState.PENDING
     attempt: int = Field(0, ge=0)  # fencing: grows with each assignment, and only the current one may report
@@ -137,7 +139,8 @@ class Task(Record):
     @property
     def ready(self) -> bool:
         """Whether nothing but an agent is missing."""
-        return self.state is TaskState.PENDING and not self.waiting_for and self.not_before is None
+        free = self.state is TaskState.PENDING and not self.waiting_for and self.not_before is None
+        return free and self.verification is None
 
     @property
     def place(self) -> float:

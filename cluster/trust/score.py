@@ -20,6 +20,7 @@ class TrustEvent(StrEnum):
     COMPLETED = "task_completed"
     FAILED = "task_failed"
     TIMEOUT = "task_timeout"
+    DISAGREED = "task_disagreed"  # a verified task's result that the others' results contradict
     ADJUSTED = "manual_adjustment"
 
 
@@ -34,24 +35,38 @@ class Evidence:
     @property
     def mean(self) -> float:
         """The trust score, 0-1."""
-        return (PRIOR + self.good) / (2 * PRIOR + self.good + self.bad)
+        return mean(self.good, self.bad)
+
+
+def mean(good: float, bad: float) -> float:
+    """Of the posterior over such evidence: the score."""
+    return (PRIOR + good) / (2 * PRIOR + good + bad)
+
+
+def fading(since: datetime, at: datetime) -> float:
+    """What is left at `at` of a weight of one from `since`; no time back."""
+    days = max(0.0, (at - since).total_seconds() / 86_400)
+    return 0.5 ** (days / HALF_LIFE_DAYS)
 
 
 def faded(evidence: Evidence, at: datetime) -> Evidence:
     """The same evidence as it weighs at a later time."""
-    days = max(0.0, (at - evidence.at).total_seconds() / 86_400)
-    weight = 0.5 ** (days / HALF_LIFE_DAYS)
+    weight = fading(evidence.at, at)
     return Evidence(evidence.good * weight, evidence.bad * weight, max(at, evidence.at))
 
 
-def weights(event: TrustEvent, seconds: float | None, timeout_seconds: float) -> tuple[float, float, str]:
-    """What an outcome adds to the good and to the bad side, and the reason in words."""
+def weights(
+    event: TrustEvent, seconds: float | None, timeout_seconds: float, others: int = 0
+) -> tuple[float, float, str]:
+    """What an outcome adds to the good and to the bad side, and the reason in words. `others`: who contradict it."""
     if event is TrustEvent.COMPLETED:
         if seconds is not None and seconds <= timeout_seconds / 2:
             return 1.5, 0.0, "Task completed successfully within half its timeout"
         return 1.0, 0.0, "Task completed successfully within its timeout"
     if event is TrustEvent.FAILED:
         return 0.0, 2.5, "Task failed"
+    if event is TrustEvent.DISAGREED:
+        return 0.0, 2.5, f"Result disagreed with {others} other{'s' if others != 1 else ''}"
     return 0.0, 1.5, "Task exceeded its timeout"
 
 

@@ -24,7 +24,7 @@ from cluster.errors import Conflict, Unavailable, VillageError
 from cluster.store import Store, Write
 from cluster.tasks import machine
 from cluster.tasks.events import changed
-from cluster.tasks.model import HELD, Task, TaskState
+from cluster.tasks.model import Task, TaskState
 from cluster.workers.work import Job, Work
 
 log = logging.getLogger("village.worker")
@@ -97,12 +97,25 @@ class PoolWorker:
         self.credit = 0
 
     async def recover(self) -> None:
-        """What was in hand when the last process ended: tried again alone, or failed if it was alone already."""
-        ids = await self.store.ids(Task, "held", self.agent_id)
-        held = [task for task in await self.store.many(Task, ids) if task.inbox == self.inbox and task.state in HELD]
+        """What was in hand when the last process ended: tried again alone, or failed if it was alone already.
+
+        What still lies in the inbox was in nobody's hand, and may have come just now.
+        """
+        held = await self._taken()
         for task in held:
             await self._change(task.task_id, lambda t: self._orphaned(t, len(held)))
-        await self.store.take(Task, "inbox", self.inbox, limit=len(held) + MOST_AHEAD)
+
+    async def _taken(self) -> list[Task]:
+        """Tasks that this worker has by their records, and that are no longer in its inbox."""
+        held = await self.store.ids(Task, "held", self.agent_id)
+        inside = set(await self.store.ids(Task, "inbox", self.inbox))  # in this order: whoever comes comes into both
+        found = await self.store.many(Task, [task_id for task_id in held if task_id not in inside])
+        return [task for task in found if self._mine(task)]
+
+    async def _recover_lost(self) -> None:
+        """With nothing in hand: what was taken out of the inbox by a call whose answer never came goes back."""
+        for task in await self._taken():
+            await self._change(task.task_id, lambda t, n=task.attempt: machine.release(t, n, self.clock()))
 
     def _orphaned(self, task: Task, together: int) -> Task:
         return machine.orphaned(task, self.inbox, together, self.clock(), self.random.random())
@@ -125,6 +138,8 @@ class PoolWorker:
                 found = await self.store.take(Task, "inbox", self.inbox, limit=MOST_AHEAD, wait_seconds=RENEW_SECONDS)
                 if found:
                     await self._batch(found)
+                else:
+                    await self._recover_lost()
             except Unavailable:
                 await asyncio.sleep(0.2)
 

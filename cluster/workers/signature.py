@@ -8,7 +8,7 @@ import rfc8785
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from cluster.errors import BadSignature
 
@@ -23,6 +23,16 @@ def signed_bytes(agent_id: str, display_name: str, public_key: str, endpoint: st
             "tags": list(tags),
         }
     )  # fmt: skip
+
+
+def same_key(one: str, other: str) -> bool:
+    """Whether two PEM texts hold the same key, however they are written."""
+    try:
+        keys = [load_pem_public_key(text.encode()) for text in (one, other)]
+    except (ValueError, UnsupportedAlgorithm, UnicodeEncodeError):
+        return False
+    first, second = (key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys)
+    return first == second
 
 
 def verify(public_key: str, signature: str, message: bytes) -> None:

@@ -1,5 +1,6 @@
 """AI Farm: training workers outside the cluster."""
 
+from serve_apps.dialects.aifarm import routes_checkpoints, routes_clients, routes_metrics, routes_tasks, socket
 from serve_apps.dialects.aifarm.errors import CODES, error_body, limit_headers
 from serve_apps.kit.dialect import Dialect
 
@@ -20,9 +21,16 @@ AIFARM = Dialect(
     name="AI Farm",
     tag="AIFarm",
     owns=("/api/", "/farm/"),
-    routers=(),
+    routers=(
+        routes_tasks.router,
+        routes_checkpoints.router,
+        routes_clients.router,
+        routes_metrics.router,
+        socket.router,
+    ),
     codes=CODES,
     error_body=error_body,
     limit_headers=limit_headers,
     documented=DOCUMENTED,
+    takes_files=frozenset({routes_checkpoints.UPLOAD}),
 )

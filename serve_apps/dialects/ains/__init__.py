@@ -3,13 +3,19 @@
 from serve_apps.dialects.ains import (
     routes_agents,
     routes_audit,
+    routes_chains,
     routes_keys,
+    routes_pull,
     routes_routing,
+    routes_schedules,
+    routes_task_reports,
     routes_tasks,
+    routes_templates,
     routes_trust,
     routes_usage,
     routes_version,
     routes_webhooks,
+    routes_why,
 )
 from serve_apps.dialects.ains.errors import CODES, error_body, limit_headers, of_field
 from serve_apps.kit.dialect import Dialect
@@ -55,6 +61,8 @@ AINS = Dialect(
     owns=("/ains/",),
     routers=(
         routes_tasks.router,
+        routes_task_reports.router,
+        routes_pull.router,
         routes_agents.router,
         routes_trust.router,
         routes_routing.router,
@@ -63,11 +71,16 @@ AINS = Dialect(
         routes_audit.router,
         routes_version.router,
         routes_webhooks.router,
+        routes_why.router,
+        routes_chains.router,
+        routes_schedules.router,
+        routes_templates.router,
+        routes_templates.from_template,
     ),
     codes=CODES,
     error_body=error_body,
     limit_headers=limit_headers,
     documented=DOCUMENTED,
     of_field=of_field,
-    stranger=lambda scope: f"token_{scope['path']}" if scope["path"].endswith("/result") else "",
+    stranger=lambda scope: routes_task_reports.told_by(scope["path"]),
 )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from cluster.clock import iso, utc_now
 from cluster.trust import score
+from cluster.trust.explain import Weighed
 from cluster.trust.ledger import TrustRecord
 from serve_apps.core import FromCore
 from serve_apps.dialects.ains.routes_agents import counted
@@ -35,6 +36,16 @@ def shown(record: TrustRecord) -> dict[str, Any]:
         "trust_delta": record.after - record.before, "trust_score_before": record.before,
         "trust_score_after": record.after, "reason": record.reason, "created_at": iso(record.created_at),
         "hash": record.hash, "previous_hash": record.previous,
+    }  # fmt: skip
+
+
+def weighed(line: Weighed) -> dict[str, Any]:
+    """A line of the ledger as a part of the sum."""
+    record = line.record
+    return {
+        "record_id": record.trust_record_id, "number": record.number, "event_type": record.event_type,
+        "task_id": record.task_id or None, "reason": record.reason, "created_at": iso(record.created_at),
+        "good": line.good, "bad": line.bad, "moves_score_by": line.moves,
     }  # fmt: skip
 
 
@@ -69,6 +80,37 @@ async def history(
     return {
         "agent_id": agent_id, "records": [shown(record) for record in page.items], "total_records": page.total,
         "date_range": {"start": iso(since or agent.created_at), "end": iso(until or utc_now())},
+    }  # fmt: skip
+
+
+@router.get("/explain")
+async def explain(
+    agent_id: str,
+    who: SignedIn,
+    core: FromCore,
+    as_of: datetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> dict[str, Any]:
+    """The score as a sum: the prior, what each record still weighs at `as_of`, and the proof of the records."""
+    await core.workers.get(agent_id)
+    found = await core.trust.explain(agent_id, aware(as_of))
+    listed, rest = found.lines[:limit], found.lines[limit:]
+    return {
+        "agent_id": agent_id, "as_of": iso(found.as_of), "trust_score": found.stated, "sum_score": found.score,
+        "sum_agrees": found.agrees, "half_life_days": score.HALF_LIFE_DAYS,
+        "prior": {"good": score.PRIOR, "bad": score.PRIOR},
+        "evidence": {"good": found.good, "bad": found.bad},
+        "formula": "(prior.good + evidence.good) / (prior.good + prior.bad + evidence.good + evidence.bad)",
+        "counts": found.counts, "total_records": len(found.lines),
+        "strongest": [weighed(line) for line in found.strongest(5)],
+        "records": [weighed(line) for line in listed],
+        "other_records": {
+            "count": len(rest), "good": sum(line.good for line in rest), "bad": sum(line.bad for line in rest)
+        },
+        "chain": {
+            "verified": found.verdict.fault is None, "records_checked": found.verdict.checked,
+            "fault": found.verdict.fault, "record_id": found.verdict.record_id or None, "head": found.verdict.head,
+        },
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from working_agent import Work, WorkingAgent, complete, registration
 
 from cluster.identity.model import SYSTEM, Principal
-from cluster.routing import router as routing
+from cluster.routing import timekeeper
 from cluster.routing.router import Router
 from cluster.store import Store
 from cluster.tasks.delivery import Delivery
@@ -96,7 +96,7 @@ def spec(**fields: Any) -> TaskSpec:
 @pytest.fixture
 async def village(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Village]:
     """Without agents and without a router; deadlines are looked at more often than in earnest."""
-    monkeypatch.setattr(routing, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(timekeeper, "TICK_SECONDS", 0.05)
     made = Village(store)
     yield made
     await made.close()

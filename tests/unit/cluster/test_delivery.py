@@ -58,6 +58,7 @@ async def test_what_an_agent_is_sent():
     assert sent == {
         "task_id": "task_1", "attempt_id": "task_1.3", "task_type": "sum", "capability_required": "sums:v1",
         "input_data": {"a": [1, 2]}, "priority": 5, "timeout_seconds": 300, "metadata": {"m": 1},
+        "deadline": None,
         "task_token": "secret",
         "callback_url": "http://village:8080/ains/tasks/task_1/result",
     }  # fmt: skip

@@ -1,16 +1,17 @@
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 
 import pytest
 from eventually import eventually
 from working_agent import WorkingAgent, accept, complete, fail, forget
 
+from cluster.clock import utc_now
 from cluster.errors import StaleAttempt, Unauthenticated, Unavailable
 from cluster.identity.model import SYSTEM
-from cluster.routing.router import Router
+from cluster.routing import backlog as backlogs
 from cluster.store import Store, Write
-from cluster.tasks import machine
-from cluster.tasks.events import changed
 from cluster.tasks.model import Task
 
 
@@ -49,6 +50,45 @@ async def test_the_more_urgent_task_goes_first_and_then_the_older(village):
     for task in order:
         await eventually(village.reaches(task.task_id, "COMPLETED"))
     assert [task["input_data"]["n"] for task in agent.tasks] == [1, 3, 2, 0]
+
+
+async def test_a_waiting_task_that_is_given_another_priority_is_served_by_it(village):
+    # The bug: the router kept its old place, took the task for one that had changed since, and forgot it.
+    village.route()
+    first, second = [await village.submit(input_data={"n": n}) for n in range(2)]
+    await eventually(lambda: village.router.backlog.lines)
+    await village.tasks.prioritise(SYSTEM, second.task_id, 9)
+    await asyncio.sleep(0.1)
+    agent = await village.agent("ada", room=1)
+    for task in (first, second):
+        await eventually(village.reaches(task.task_id, "COMPLETED"))
+    assert [task["input_data"]["n"] for task in agent.tasks] == [1, 0]
+
+
+async def test_tasks_that_nobody_may_have_keep_no_other_waiting_and_the_router_not_busy(village, monkeypatch):
+    # The bug: with more of them than the router keeps of a queue, it asked for the same ones without a pause.
+    monkeypatch.setattr(backlogs, "KEEP", 16)
+    agent = await village.agent("ada")
+    vain = [await village.submit(trust_min=0.99, priority=9) for _ in range(50)]
+    tasks = [await village.submit() for _ in range(20)]
+
+    class Counting(Store):
+        reads = 0
+
+        async def scored(self, *asked):
+            self.reads += 1
+            return await super().scored(*asked)
+
+    village.route(store := Counting(village.store.url))
+    for task in tasks:
+        await eventually(village.reaches(task.task_id, "COMPLETED"))
+    assert len(agent.tasks) == 20
+    before = store.reads
+    await asyncio.sleep(0.5)
+    assert store.reads - before < 50
+    await village.trust.adjust(SYSTEM, "ada", 0.45, "known to us")
+    await village.trust.adjust(SYSTEM, "ada", 0.045, "and well")
+    await eventually(village.reaches(vain[0].task_id, "COMPLETED"))
 
 
 @pytest.mark.usefixtures("retry_at_once")
@@ -227,18 +267,35 @@ async def test_cancelling_a_task_in_flight_closes_its_connection_and_frees_the_a
     assert (await village.task(task.task_id)).state == "CANCELLED"
 
 
+class Slow(Store):
+    """A store whose answer to an assignment is read late: `meanwhile` happens between the commit and its answer."""
+
+    meanwhile = None
+
+    async def commit_each(self, writes):
+        results = await super().commit_each(writes)
+        for write in writes:
+            if write.guard is not None and self.meanwhile is not None:
+                meanwhile, self.meanwhile = self.meanwhile, None
+                await meanwhile(write.after)
+        return results
+
+
 async def test_a_task_that_is_cancelled_before_it_is_on_its_way_is_never_sent(village):
     # The bug: the answer of the assigning commit was read after the event of the cancellation.
-    agent = await village.agent("ada")
-    task = await village.submit()
-    router = village.router = Router(village.store, village.trust, delivery=None)  # type: ignore[arg-type]
-    await router.recover()
-    assigned = await village.store.change(
-        Task, task.task_id, lambda t: machine.assign(t, "ada", "token", router.clock()), changed
-    )
-    await village.tasks.cancel(SYSTEM, task.task_id, "at once")
-    await router._deliver(assigned, router.table.entries["ada"].agent)
-    assert not agent.tasks and (await village.task(task.task_id)).state == "CANCELLED"
+    agent = await village.agent("ada", room=1)
+    slow = Slow(village.store.url)
+
+    async def cancel(task: Task) -> None:
+        await village.tasks.cancel(SYSTEM, task.task_id, "at once")
+        await eventually(lambda: not village.router.table.entries["ada"].held)
+
+    slow.meanwhile = cancel
+    village.route(slow)
+    task, other = await village.submit(priority=9), await village.submit()
+    await eventually(village.reaches(other.task_id, "COMPLETED"))
+    assert agent.times(task.task_id) == 0 and (await village.task(task.task_id)).state == "CANCELLED"
+    assert not village.router.table.entries["ada"].held
 
 
 async def test_a_second_router_finishes_what_the_first_had_on_its_way(village):
@@ -295,12 +352,12 @@ class Flaky(Store):
     away: set[str] = set()
     lose_answer = False
 
-    async def commit(self, *writes: Write) -> bool:
+    async def _write(self, mode: str, writes: Sequence[Write]) -> list[bool]:
         if "commit" in self.away:
             if self.lose_answer:
-                await super().commit(*writes)
+                await super()._write(mode, writes)
             raise Unavailable("away")
-        return await super().commit(*writes)
+        return await super()._write(mode, writes)
 
     async def find(self, kind, record_id):
         if "find" in self.away:
@@ -346,12 +403,22 @@ async def test_a_store_that_goes_away_while_an_event_is_seen_loses_no_event(vill
 
 async def test_a_task_put_off_after_its_id_was_read_does_not_end_the_router(village):
     # The bug: a task that expired between the two reads of a dispatch raised out of the loop.
-    await village.agent("ada")
-    task = await village.submit()
-    router = Router(village.store, village.trust, delivery=None)  # type: ignore[arg-type]
-    await router.recover()
-    later = machine.wake(task, router.clock()).model_copy(update={"not_before": router.clock()})
-    assert await router._assign(later, "1") is False and not router.table.entries["ada"].held
+    agent = await village.agent("ada")
+
+    class Late(Store):
+        async def read(self, *wanted):
+            for kind, task_id in wanted:
+                if kind is Task and task_id == put_off.task_id:
+                    await village.store.change(Task, task_id, later)
+            return await super().read(*wanted)
+
+    def later(task: Task) -> Task:
+        return task if task.not_before else task.model_copy(update={"not_before": utc_now() + timedelta(seconds=60)})
+
+    put_off, other = await village.submit(priority=9), await village.submit()
+    village.route(Late(village.store.url))
+    await eventually(village.reaches(other.task_id, "COMPLETED"))
+    assert agent.times(put_off.task_id) == 0 and not village.router.table.entries["ada"].held
 
 
 async def test_an_answer_that_is_not_unicode_is_a_failure_and_not_a_silence(village):

@@ -50,6 +50,27 @@ def test_a_choice_does_not_depend_on_the_order_of_the_candidates(name, candidate
     assert choose(candidates) == choose(data.draw(st.permutations(candidates)))
 
 
+@given(
+    st.sampled_from(sorted(CATALOGUE)),
+    st.lists(fields, min_size=1, max_size=6, unique_by=lambda c: c.agent_id),
+)
+def test_a_strategy_is_a_strict_order_of_the_candidates(name, candidates):
+    # The router keeps agents in heaps by this key: two agents never have the same one.
+    described = strategies.named(name)
+    assert len({described.key(c) for c in candidates}) == len(candidates)
+    first = described(candidates)
+    assert described.key(next(c for c in candidates if c.agent_id == first.agent_id)) == min(
+        map(described.key, candidates)
+    )
+
+
+def test_the_reason_says_when_an_agent_is_tried_for_the_first_time():
+    fastest = strategies.named("fastest_response")
+    assert fastest([candidate("new"), candidate("a", mean=1.0)]).reason == CATALOGUE["fastest_response"].untried
+    assert fastest([candidate("a", mean=1.0)]).reason == CATALOGUE["fastest_response"].reason
+    assert strategies.named("round_robin")([candidate("new")]).reason == CATALOGUE["round_robin"].reason
+
+
 def test_an_unknown_strategy_names_those_there_are():
     with pytest.raises(UnknownStrategy) as error:
         strategies.named("fastest")

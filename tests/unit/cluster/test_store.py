@@ -1,9 +1,11 @@
 import asyncio
+import random
 import secrets
 from datetime import datetime, timedelta
 from typing import ClassVar
 
 import pytest
+from eventually import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,8 +13,8 @@ from cluster.clock import utc_now
 from cluster.errors import AlreadyExists, Invalid, NotFound, Unavailable
 from cluster.events import Event
 from cluster.events.model import START, stream_id
-from cluster.store import Index, Record, Store, Write
-from cluster.store.indexes import EVENTS, entries, index_key, record_key
+from cluster.store import Guard, Index, Record, Store, Write
+from cluster.store.indexes import EVENTS, SIGNALS, entries, index_key, record_key
 
 AT = utc_now()
 
@@ -167,6 +169,234 @@ async def test_a_lost_answer_is_recognised_even_after_others_have_written(store:
         repeatable(store, patch, "0123456789abcdef")
         assert await store.commit(write)
     assert (await store.get(Thing, "a")).size == 4 and len(await store.events()) == 1
+
+
+# ---- every write by itself
+
+
+async def things(store: Store, *ids: str) -> list[tuple[Thing, str]]:
+    for name in ids:
+        await store.create(Thing(thing_id=name))
+    return await store.load_many(Thing, ids)
+
+
+def growing(*found: tuple[Thing, str]) -> list[Write]:
+    return [Write(thing, grown(thing), version, event(of=thing.thing_id)) for thing, version in found]
+
+
+async def test_each_write_wins_or_loses_by_itself(store: Store):
+    found = await things(store, "a", "b", "c")
+    await store.change(Thing, "b", grown)  # somebody is faster
+    writes = [*growing(*found), Write(None, Thing(thing_id="d"), event=event(of="d")), Write(None, Thing(thing_id="a"))]
+    assert await store.commit_each(writes) == [True, False, True, True, False]
+    assert [thing.size for thing in await store.many(Thing, "abcd")] == [1, 1, 1, 0]
+    assert [e.data["of"] for e in await store.events()] == ["a", "c", "d"]
+    assert await store.commit_each([]) == []
+    [(a, version)] = await store.load_many(Thing, ["a"])
+    assert await store.commit_each([Write(a, None, version)]) == [True] and await store.find(Thing, "a") is None
+
+
+async def test_of_two_writes_of_the_same_record_in_one_commit_the_second_loses(store: Store, monkeypatch):
+    # The bug: the second found the commit's own nonce at the record, and was told that it had been written.
+    [(a, version)] = await things(store, "a")
+    once, twice = Write(a, grown(a), version, event(n=1)), Write(a, grown(grown(a)), version, event(n=2))
+    repeatable(store, monkeypatch, "0123456789abcdef")
+    for _ in range(2):
+        assert await store.commit_each([once, twice]) == [True, False]
+        assert (await store.get(Thing, "a")).size == 1 and [e.data["n"] for e in await store.events()] == [1]
+
+
+async def test_writes_of_one_commit_may_build_on_each_other(store: Store):
+    [(a, version)] = await things(store, "a")
+    then = Write(grown(a), grown(grown(a)), str(int(version) + 1), event(n=2))
+    assert await store.commit_each([Write(a, grown(a), version, event(n=1)), then]) == [True, True]
+    assert (await store.get(Thing, "a")).size == 2 and [e.data["n"] for e in await store.events()] == [1, 2]
+
+
+async def test_several_events_of_one_write_are_in_their_order(store: Store):
+    [(a, version)] = await things(store, "a")
+    both = (event("thing.first", n=1), event("thing.second", n=2))
+    assert await store.commit_each([Write(a, grown(a), version, both)]) == [True]
+    assert await store.commit(Write(grown(a), a, str(int(version) + 1), both)) is True
+    assert [e.kind for e in await store.events()] == ["thing.first", "thing.second"] * 2
+    assert Write(None, a).events == () and Write(None, a, event=both[0]).events == both[:1]
+
+
+async def test_a_guard_refuses_what_would_fill_a_set_beyond_its_most(store: Store):
+    await store.create(Thing(thing_id="a", colour="blue"))
+    found = await things(store, "b", "c", "d")
+    guard = Guard("colour", ("blue",), 3)
+    writes = [
+        Write(thing, thing.model_copy(update={"colour": "blue"}), version, event(), guard) for thing, version in found
+    ]
+    assert await store.commit_each(writes) == [True, True, False]  # the later see what the earlier did
+    assert await store.count(Thing, "colour", "blue") == 3 and len(await store.events()) == 2
+    full = Write(found[2][0], grown(found[2][0]), found[2][1], event(), guard)
+    assert await store.commit(full) is False and len(await store.events()) == 2
+    await store.delete(Thing, "a")
+    assert await store.commit(full) is True
+
+
+async def test_no_guard_is_passed_by_30_at_once(store: Store):
+    stores = [Store(store.url) for _ in range(3)]
+    guard = Guard("colour", ("blue",), 7)
+
+    async def make(n: int) -> bool:
+        write = Write(None, Thing(thing_id=f"t{n}", colour="blue"), guard=guard)
+        return (await stores[n % 3].commit_each([write]))[0] if n % 2 else await stores[n % 3].commit(write)
+
+    assert sum(await asyncio.gather(*(make(n) for n in range(30)))) == 7
+    assert await store.count(Thing, "colour", "blue") == 7
+    for other in stores:
+        await other.close()
+
+
+async def test_writes_whose_answer_was_lost_are_repeated_without_effect(store: Store, monkeypatch):
+    found = await things(store, "a", "b")
+    full = Guard("colour", ("red",), 3)
+    writes = [*growing(*found), Write(None, Thing(thing_id="c"), event=event(of="c"), guard=full)]
+    with monkeypatch.context() as patch:
+        repeatable(store, patch, "0123456789abcdef")
+        assert await store.commit_each(writes) == [True, True, True]
+        assert await store.commit_each(writes) == [True, True, True]  # though the guard is full by now
+    assert [e.data["of"] for e in await store.events()] == ["a", "b", "c"]
+    assert await store.commit_each(writes) == [False, False, False]  # the same by somebody else is a lost race
+
+
+async def test_a_batch_whose_answer_was_lost_is_told_lost_only_where_others_have_written_since(
+    store: Store, monkeypatch
+):
+    found = await things(store, "a", "b")
+    with monkeypatch.context() as patch:
+        repeatable(store, patch, "0123456789abcdef")
+        assert await store.commit_each(growing(*found)) == [True, True]
+    [b] = await store.load_many(Thing, ["b"])
+    assert await store.commit_each(growing(b)) == [True]
+    with monkeypatch.context() as patch:
+        repeatable(store, patch, "0123456789abcdef")
+        assert await store.commit_each(growing(*found)) == [True, False]
+    assert [thing.size for thing in await store.many(Thing, "ab")] == [1, 2]
+
+
+async def test_a_commit_of_each_counts_its_arguments_right(store: Store):
+    # The script reads them by counting: no number of events, index entries and guards may put it off.
+    chance = random.Random(7)
+    for turn in range(40):
+        ids = [f"r{turn}t{n}" for n in range(chance.randint(1, 12))]
+        writes, expected, told = [], [], []
+        for name in ids:
+            events = tuple(event(of=name) for _ in range(chance.randint(0, 3)))
+            full, stale = chance.random() < 0.3, chance.random() < 0.3
+            guard = Guard("colour", ("full",), 0 if full else 1) if full or chance.random() < 0.5 else None
+            thing = Thing(thing_id=name, colour=chance.choice(["", "red", "blue"]))
+            writes.append(Write(None, thing, "7" if stale else "0", events, guard))
+            expected.append(not full and not stale)
+            told += [name] * len(events) if expected[-1] else []
+        after = await store.last_event_id()
+        assert await store.commit_each(writes) == expected
+        assert [e.data["of"] for e in await store.events(after)] == told
+        found = {thing.thing_id for thing in await store.many(Thing, ids)}
+        assert found == {name for name, won in zip(ids, expected, strict=True) if won}
+
+
+async def test_only_the_wanted_kinds_are_read_and_the_place_moves_past_the_others(store: Store):
+    ids = [await store.publish(event(kind, n=n)) for n, kind in enumerate(["a.x", "b.x", "a.x", "c.x"])]
+    found, place = await store.batch(START, frozenset({"a.x"}))
+    assert [e.data["n"] for e in found] == [0, 2] and place == ids[-1]
+    assert await store.batch(place, frozenset({"a.x"})) == ([], place)
+    found, place = await store.batch(START, frozenset({"b.x"}), limit=2)
+    assert [e.data["n"] for e in found] == [1] and place == ids[1]
+    found, place = await store.batch(START, frozenset({"none.x"}), limit=3)
+    assert found == [] and place == ids[2]
+    assert len((await store.batch(START))[0]) == 4
+
+
+# ---- sets
+
+
+def names(taken: list[tuple[Thing, str]]) -> list[str]:
+    return [thing.thing_id for thing, _ in taken]
+
+
+async def test_taking_gives_each_record_to_one_taker_lowest_first(store: Store):
+    for n in range(5):
+        await store.create(Thing(thing_id=f"t{n}", size=n))
+    first = await store.take(Thing, "size", limit=2)
+    assert names(first) == ["t0", "t1"] and first == await store.load_many(Thing, ["t0", "t1"])
+    assert names(await store.take(Thing, "colour", "red", limit=9)) == [f"t{n}" for n in range(5)]
+    assert names(await store.take(Thing, "size", limit=9)) == ["t2", "t3", "t4"]
+    assert await store.take(Thing, "size") == [] and len(await store.many(Thing, ["t0", "t4"])) == 2  # they stay
+
+
+async def test_a_taken_record_may_go_on_and_come_back(store: Store):
+    await store.create(Thing(thing_id="a"))
+    [(a, version)] = await store.take(Thing, "colour", "red")
+    blue = a.model_copy(update={"colour": "blue"})
+    assert await store.commit(Write(a, blue, version)) and await store.count(Thing, "colour", "blue") == 1
+    await store.change(Thing, "a", lambda _: a)
+    assert names(await store.take(Thing, "colour", "red")) == ["a"]
+
+
+async def test_a_taker_waits_for_the_first_and_gets_what_else_is_there(store: Store):
+    loop, others = asyncio.get_running_loop(), [Store(store.url) for _ in range(3)]
+    begun = loop.time()
+    assert await store.take(Thing, "size", wait_seconds=0.1) == [] and loop.time() - begun < 2
+    waiting = [asyncio.create_task(some.take(Thing, "size", limit=3, wait_seconds=2)) for some in others]
+    await asyncio.sleep(0.05)
+    await store.commit(*(Write(None, Thing(thing_id=f"t{n}", size=n)) for n in range(2)))
+    taken = [name for task in waiting for name in names(await task)]
+    assert sorted(taken) == ["t0", "t1"]
+    for other in others:
+        await other.close()
+
+
+async def test_scores_heads_and_firsts(store: Store):
+    for n, colour in enumerate(["red", "blue", "red", "red", "a:b"]):
+        await store.create(Thing(thing_id=f"t{n}", size=n, colour=colour))
+    sets = [("red",), ("none",), ("blue",)]
+    assert await store.scored(Thing, "colour", sets, 2) == [[("t0", 0.0), ("t2", 2.0)], [], [("t1", 1.0)]]
+    assert await store.scored(Thing, "colour", [], 2) == []
+    firsts = await store.first_of_each(Thing, "colour")
+    assert sorted(thing.thing_id for thing in firsts) == ["t0", "t1", "t4"]
+    keys = [index_key("thing", "colour", parts) for parts in sets]
+    assert await store.heads(keys, 1) == [([("t3", 3.0)], 3), ([], 0), ([("t1", 1.0)], 1)]
+
+
+async def test_first_of_each_finds_every_set_of_many_and_no_other_indexes(store: Store):
+    await store.commit(*(Write(None, Thing(thing_id=f"t{n}", size=n, colour=f"c{n % 700}")) for n in range(1000)))
+    firsts = await store.first_of_each(Thing, "colour")
+    assert sorted(thing.size for thing in firsts) == list(range(700))
+
+
+# ---- signals
+
+
+async def test_signals_reach_whoever_listens_and_nobody_later(store: Store):
+    heard: list[list[int]] = [[], []]
+    stores = [Store(store.url) for _ in heard]
+
+    async def listen(which: int) -> None:
+        async for signal in stores[which].signals():
+            heard[which].append(signal["n"])
+
+    await store.signal({"n": 0})
+    listeners = [asyncio.create_task(listen(which)) for which in range(2)]
+    await asyncio.sleep(0.1)
+    for n in range(1, 4):
+        await store.signal({"n": n})
+    await eventually(lambda: heard == [[1, 2, 3], [1, 2, 3]])
+    assert await store.events() == []  # they are no events
+    for task in listeners:
+        task.cancel()
+        await asyncio.wait([task])
+    for other in stores:
+        await other.close()
+
+
+async def test_old_signals_are_dropped(store: Store):
+    for _ in range(3000):
+        await store.signal({"n": 1})
+    assert await store._redis.xlen(SIGNALS) < 3000
 
 
 async def test_a_text_that_utf8_cannot_hold_is_the_callers_mistake(store: Store):

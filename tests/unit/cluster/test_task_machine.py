@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cluster.clock import utc_now
-from cluster.errors import Conflict, NotCancellable, StaleAttempt
+from cluster.errors import Conflict, Invalid, NotCancellable, StaleAttempt
+from cluster.store.indexes import entries
 from cluster.tasks import machine
 from cluster.tasks.events import ENDED, changed, kind_of
 from cluster.tasks.machine import MAX_BACKOFF_SECONDS, NEXT, TaskEvent, advance
@@ -149,12 +150,140 @@ def test_only_what_waits_can_move_in_the_queue():
         machine.prioritise(running(), 9, NOON)
 
 
+# ---- signs of life
+
+
+def test_a_report_moves_no_deadline():
+    held = running(timeout_seconds=10)
+    told = machine.report(held, 1, later(4), progress=40, message="half of it")
+    assert (told.progress, told.progress_message, told.heartbeat_at) == (40, "half of it", later(4))
+    assert told.deadline == held.deadline == later(10) and told.state == "RUNNING" and told.extended_seconds == 0
+    beat = machine.report(told, 1, later(5))
+    assert beat.progress == 40 and beat.heartbeat_at == later(5) and beat.deadline == later(10)
+
+
+def test_an_extension_moves_the_deadline_by_what_it_asks_for():
+    held = machine.report(running(timeout_seconds=10, max_retries=0), 1, later(2), extend=30)
+    held = machine.report(held, 1, later(3), extend=5)
+    assert held.deadline == later(45) and held.extended_seconds == 35
+    assert machine.lapse(held, later(44.9), 0.5) is held
+    assert machine.lapse(held, later(45), 0.5).error == "no result within 45 s"
+
+
+def test_no_try_lasts_longer_than_a_day():
+    held = machine.report(running(timeout_seconds=3600), 1, later(2), extend=86_400 - 3600)
+    with pytest.raises(Invalid) as error:
+        machine.report(held, 1, later(3), extend=1)
+    assert error.value.details["allowed_range"] == [0, 0]
+
+
+def test_the_next_try_begins_with_its_own_time():
+    held = machine.report(running(timeout_seconds=10), 1, later(2), progress=50, extend=30)
+    again = machine.fail(held, 1, "broke", later(5), 0.5)
+    assert (again.extended_seconds, again.progress, again.progress_message, again.heartbeat_at) == (0, None, "", None)
+    second = machine.assign(machine.wake(again, later(9)), "bob", "t", later(9))
+    assert second.deadline == later(19)
+
+
+def test_a_first_sign_of_life_starts_what_was_only_assigned():
+    told = machine.report(machine.assign(task(), "ada", "t", NOON), 1, later(1), progress=5)
+    assert (
+        told.state == "RUNNING"
+        and told.started_at == later(1)
+        and kind_of(task(state="ASSIGNED"), told) == "task.started"
+    )
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_a_stale_attempt_shows_no_sign_of_life(attempt):
+    with pytest.raises(StaleAttempt):
+        machine.report(running(), attempt, later(1))
+
+
+# ---- what time alone does
+
+
+def picked_up_by(seconds: float, **fields) -> Task:
+    return machine.assign(task(**fields), "ada", "t", NOON, inbox="ada", pickup_seconds=seconds)
+
+
+def test_a_task_that_is_not_picked_up_goes_back_and_spends_no_retry():
+    waiting = picked_up_by(15, max_retries=0, timeout_seconds=60)
+    assert waiting.due == later(15) and machine.lapse(waiting, later(14.9), 0.5) is waiting
+    back = machine.lapse(waiting, later(15), 0.5)
+    assert back.state == "PENDING" and back.retry_count == 0 and back.deadline == later(60) and back.ready
+    assert (back.inbox, back.pickup_by, back.agent_id, back.task_token) == ("", None, "", "")
+    assert kind_of(waiting, back) == "task.released"
+
+
+def test_a_task_whose_time_is_over_before_it_is_picked_up_has_timed_out():
+    waiting = picked_up_by(15, max_retries=0, timeout_seconds=10)
+    assert waiting.due == later(10) and machine.lapse(waiting, later(10), 0.5).state == "TIMEOUT"
+
+
+def test_who_picks_a_task_up_has_it_until_the_deadline():
+    taken = machine.accept(picked_up_by(15, timeout_seconds=60), 1, later(3))
+    assert taken.state == "RUNNING" and taken.accepted and taken.pickup_by is None and taken.due == later(60)
+
+
+def test_an_agent_that_is_silent_for_too_long_has_lost_its_try():
+    held = running(heartbeat_seconds=5, timeout_seconds=60, max_retries=1)  # it started at 1
+    assert held.due == later(6) and machine.lapse(held, later(5.9), 0.5) is held
+    held = machine.report(held, 1, later(4))
+    assert held.due == later(9)
+    again = machine.lapse(held, later(9), 0.5)
+    assert again.state == "PENDING" and again.retry_count == 1 and again.error == "no heartbeat within 5 s"
+    last = machine.lapse(held.model_copy(update={"retry_count": 1}), later(9), 0.5)
+    assert last.state == "TIMEOUT" and last.error == "no heartbeat within 5 s"
+    near = machine.report(held, 1, later(58))
+    assert near.due == later(60) and machine.lapse(near, later(60), 0.5).error == "no result within 60 s"
+
+
+@given(st.floats(0, 200), st.integers(0, 20), st.floats(0, 100), st.booleans())
+def test_nothing_lapses_before_it_is_due(seconds, heartbeat, pickup, started):
+    held = machine.assign(
+        task(timeout_seconds=60, heartbeat_seconds=heartbeat), "ada", "t", NOON, inbox="ada", pickup_seconds=pickup
+    )
+    held = machine.accept(held, 1, later(1)) if started else held
+    lapsed = machine.lapse(held, later(seconds), 0.5)
+    assert (lapsed is held) == (later(seconds) < held.due)
+
+
+# ---- workers of the village that end
+
+
+def in_inbox(inbox: str = "pool/1", **fields) -> Task:
+    return machine.accept(machine.assign(task(**fields), "pool", "t", NOON, inbox=inbox), 1, NOON)
+
+
+def test_a_task_that_was_alone_when_its_worker_ended_has_failed():
+    ended = machine.orphaned(in_inbox(max_retries=0), "pool/1", 1, later(2), 0.5)
+    assert ended.state == "FAILED" and "worker ended" in ended.error
+    again = machine.orphaned(in_inbox(max_retries=1), "pool/1", 1, later(2), 0.5)
+    assert again.state == "PENDING" and again.retry_count == 1 and not again.suspect
+
+
+def test_tasks_that_were_together_when_their_worker_ended_are_tried_alone():
+    back = machine.orphaned(in_inbox(max_retries=0), "pool/1", 3, later(2), 0.5)
+    assert back.state == "PENDING" and back.suspect and back.retry_count == 0 and back.ready
+    second = machine.assign(back, "pool", "t", later(3), inbox="pool/2")
+    assert second.suspect and machine.release(second, 2, later(4)).suspect  # it stays so until it has ended
+
+
+def test_the_end_of_a_worker_is_nothing_to_others_tasks():
+    for held in (in_inbox("pool/2"), task(), machine.finish(in_inbox(), 1, 1, later(1))):
+        assert machine.orphaned(held, "pool/1", 1, later(2), 0.5) is held
+
+
+# ---- anything in any order
+
+
 class Life(RuleBasedStateMachine):
     """Anything may happen to a task in any order; what the table forbids must leave it as it was."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.task = task(max_retries=2, timeout_seconds=5)
+        self.task = task(max_retries=2, timeout_seconds=5, heartbeat_seconds=2, depends_on=("a",), waiting_for=("a",))
         self.now = NOON
         self.before = self.task
 
@@ -177,12 +306,18 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, seconds):
         self.now += timedelta(seconds=seconds)
 
-    @rule(agent=st.sampled_from(["ada", "bob"]))
-    def assign(self, agent):
-        self.move(lambda t: machine.assign(t, agent, f"token{t.attempt}", self.now))
+    @rule(
+        agent=st.sampled_from(["ada", "bob"]),
+        inbox=st.sampled_from(["", "ada", "ada/1"]),
+        pickup=st.none() | st.floats(0, 9),
+    )
+    def assign(self, agent, inbox, pickup):
+        self.move(lambda t: machine.assign(t, agent, f"token{t.attempt}", self.now, inbox=inbox, pickup_seconds=pickup))
 
     @precondition(lambda self: self.task.attempt > 0)
-    @rule(back=st.integers(0, 1), what=st.sampled_from(["start", "accept", "release", "finish", "fail"]))
+    @rule(
+        back=st.integers(0, 1), what=st.sampled_from(["start", "accept", "release", "finish", "fail", "beat", "extend"])
+    )
     def report(self, back, what):
         attempt = self.task.attempt - back
         held = self.task
@@ -192,6 +327,8 @@ class Life(RuleBasedStateMachine):
             "release": lambda t: machine.release(t, attempt, self.now),
             "finish": lambda t: machine.finish(t, attempt, {"x": 1}, self.now),
             "fail": lambda t: machine.fail(t, attempt, "no", self.now, 0.5),
+            "beat": lambda t: machine.report(t, attempt, self.now, progress=50),
+            "extend": lambda t: machine.report(t, attempt, self.now, extend=3),
         }
         self.move(steps[what])
         assert back == 0 or self.task == held  # a stale attempt never changes anything
@@ -203,6 +340,18 @@ class Life(RuleBasedStateMachine):
     @rule()
     def wake(self):
         self.move(lambda t: machine.wake(t, self.now))
+
+    @rule(together=st.integers(1, 2))
+    def its_worker_ends(self, together):
+        self.move(lambda t: machine.orphaned(t, "ada/1", together, self.now, 0.5))
+
+    @rule(state=st.sampled_from([TaskState.RUNNING, TaskState.COMPLETED, TaskState.COMPLETED, TaskState.FAILED]))
+    def its_dependency_is(self, state):
+        self.move(lambda t: machine.resolve(t, {"a": state}, self.now))
+
+    @rule(priority=st.integers(1, 10))
+    def prioritise(self, priority):
+        self.move(lambda t: machine.prioritise(t, priority, self.now))
 
     @rule()
     def cancel(self):
@@ -219,6 +368,29 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def retries_are_within_the_limit(self):
         assert self.task.retry_count <= self.task.max_retries
+
+    @invariant()
+    def a_deadline_moves_only_for_an_extension_within_a_try(self):
+        b, t = self.before, self.task
+        if b.deadline and t.deadline and b.retry_count == t.retry_count:
+            moved = (t.deadline - b.deadline).total_seconds()
+            assert moved == pytest.approx(t.extended_seconds - b.extended_seconds)
+
+    @invariant()
+    def nobody_has_what_waits(self):
+        t = self.task
+        if t.state is TaskState.PENDING:
+            assert not (t.agent_id or t.task_token or t.inbox or t.accepted or t.pickup_by or t.started_at)
+            assert t.progress is None and t.heartbeat_at is None and t.assigned_at is None
+
+    @invariant()
+    def it_stands_in_the_sets_of_its_state(self):
+        t = self.task
+        sets = {key.rpartition("}:task.")[2].partition(":")[0] for key in entries(t)}
+        assert ("ready" in sets) == t.ready and ("held" in sets) == (t.state in HELD)
+        assert ("inbox" in sets) == bool(t.state in HELD and t.inbox) and ("delayed" in sets) == bool(t.not_before)
+        assert ("deadline" in sets) == bool(t.due) and ("waiting" in sets) == bool(t.waiting_for)
+        assert t.state not in FINAL or sets == {"list"}
 
     @invariant()
     def the_record_is_whole(self):

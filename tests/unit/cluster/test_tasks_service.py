@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +18,11 @@ from cluster.errors import (
 )
 from cluster.identity.model import SYSTEM, Principal
 from cluster.store import Store
+from cluster.store.indexes import index_key
 from cluster.tasks import machine
 from cluster.tasks.events import changed
-from cluster.tasks.model import Task, TaskState
+from cluster.tasks.listing import Filter
+from cluster.tasks.model import AGEING_SECONDS, MOST_PRIORITY, Task, TaskState, level, line, place
 from cluster.tasks.service import Tasks, TaskSpec
 
 ANN = Principal(principal_id="user_ann", owner="user_ann", username="ann")
@@ -114,36 +118,53 @@ async def test_dependencies_say_what_blocks(tasks: Tasks):
 
 
 async def test_only_ready_tasks_stand_in_the_queue_the_urgent_first(tasks: Tasks):
+    async def queue() -> list[str]:
+        return await tasks.store.ids(Task, "ready", *line("sums:v1", "user_ann"))
+
     low, high = await submit(tasks, priority=2), await submit(tasks, priority=8)
     await submit(tasks, depends_on=(low.task_id,))
     middle = await submit(tasks, priority=5)
-    assert await tasks.store.ids(Task, "ready", "sums:v1") == [high.task_id, middle.task_id, low.task_id]
+    assert await queue() == [
+        high.task_id,
+        middle.task_id,
+        low.task_id,
+    ]
     moved, before = await tasks.prioritise(ANN, low.task_id, 10)
     assert (moved.priority, before) == (10, 2)
-    assert (await tasks.store.ids(Task, "ready", "sums:v1"))[0] == low.task_id
+    assert (await queue())[0] == low.task_id
     await tasks.cancel(ANN, high.task_id, "")
-    assert high.task_id not in await tasks.store.ids(Task, "ready", "sums:v1")
+    assert high.task_id not in await queue()
 
 
 @given(st.integers(1, 10), st.integers(1, 10), st.floats(0, 4e9), st.floats(0, 4e9))
-def test_the_queue_orders_by_priority_and_then_by_age(p, q, a, b):
-    from datetime import UTC, datetime
+def test_the_queue_orders_by_priority_and_age_of_which_five_minutes_are_worth_a_step(p, q, a, b):
+    first, second = (place(*of) for of in ((p, datetime.fromtimestamp(a, UTC)), (q, datetime.fromtimestamp(b, UTC))))
+    earlier_by = (b - a) + (p - q) * AGEING_SECONDS
+    if abs(earlier_by) > 0.001:
+        assert (first < second) == (earlier_by > 0)
 
-    from cluster.tasks.model import _queue_place
 
-    def place(priority, at):
-        when = datetime.fromtimestamp(at, UTC)
-        return _queue_place(
-            Task(
-                task_id="t", owner="u", client_id="c", task_type="t", capability_required="x", priority=priority,
-                created_at=when, updated_at=when,
-            )
-        )  # fmt: skip
+@given(st.integers(1, 10), st.floats(0, 1e6))
+def test_waiting_raises_the_priority_by_a_step_every_five_minutes_up_to_ten(priority, waited):
+    born = utc_now()
+    reached = level(place(priority, born), born.timestamp() + waited)
+    assert reached == min(MOST_PRIORITY, priority + int(waited // AGEING_SECONDS)) or (
+        abs(waited / AGEING_SECONDS - round(waited / AGEING_SECONDS)) < 1e-6  # on the edge of a step
+    )
 
-    if p != q:
-        assert (place(p, a) < place(q, b)) == (p > q)
-    elif abs(a - b) > 0.001:
-        assert (place(p, a) < place(q, b)) == (a < b)
+
+async def test_a_share_is_the_client_of_a_key_and_the_user_where_the_client_is_a_claim(tasks: Tasks):
+    # Else a user would get as many shares as it invents clients.
+    shares = [(await submit(tasks, who, client_id="shop")).share for who in (KEY, SYSTEM, ANN)]
+    assert shares == ["shop", "shop", "user_ann"]
+    assert (await submit(tasks, ANN, client_id="bank")).share == "user_ann"
+
+
+@given(st.lists(st.text(alphabet="ab:%", max_size=4), min_size=2, max_size=2, unique=True))
+def test_no_two_shares_have_the_same_queue(shares):
+    keys = {index_key(Task.kind, "ready", line("sums:v1", share)) for share in shares}
+    keys |= {index_key(Task.kind, "ready", line("sums:v1:a", share)) for share in shares}
+    assert len(keys) == 4
 
 
 async def test_lists_are_filtered_by_owner_client_and_state(tasks: Tasks):
@@ -154,7 +175,7 @@ async def test_lists_are_filtered_by_owner_client_and_state(tasks: Tasks):
     await tasks.cancel(KEY, done.task_id, "")
 
     async def total(who: Principal, **filters) -> int:
-        page = await tasks.page(who, **filters)
+        page = await tasks.page(who, Filter(**filters))
         assert len(page.items) == page.total
         return page.total
 
@@ -162,9 +183,10 @@ async def test_lists_are_filtered_by_owner_client_and_state(tasks: Tasks):
     assert await total(SYSTEM, client_id="shop") == 3 and await total(ANN, client_id="shop") == 1
     assert await total(ANN, client_id="none") == 0 and await total(KEY, client_id="shop") == 1
     assert await total(KEY, client_id="bank") == 0
-    assert await total(SYSTEM, state=TaskState.CANCELLED) == 1 and await total(ANN, state=TaskState.CANCELLED) == 0
-    assert await total(SYSTEM, client_id="shop", state=TaskState.PENDING) == 2
-    assert await total(ANN, client_id="bank", state=TaskState.PENDING) == 1
+    ended, waiting = frozenset({TaskState.CANCELLED}), frozenset({TaskState.PENDING})
+    assert await total(SYSTEM, states=ended) == 1 and await total(ANN, states=ended) == 0
+    assert await total(SYSTEM, client_id="shop", states=waiting) == 2
+    assert await total(ANN, client_id="bank", states=waiting) == 1
     page = await tasks.page(SYSTEM, offset=1, limit=2)
     assert len(page.items) == 2 and page.total == 4 and page.items[0].created_at > page.items[1].created_at
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cluster.clock import utc_now
 from cluster.events import Event
-from cluster.trust import ledger
+from cluster.trust import ledger, replay
 from cluster.trust.ledger import GENESIS, Standing, TrustRecord
 from cluster.trust.score import TrustEvent, weights
 from cluster.trust.service import credited
@@ -33,13 +33,13 @@ def stored(lines: list[TrustRecord]) -> list[TrustRecord]:
 @given(outcomes)
 def test_a_chain_as_it_was_written_holds(of):
     standing, lines = chain(of)
-    assert ledger.verify(stored(lines)) is None and lines[-1].hash == standing.head
+    assert replay.verify(stored(lines)) is None and lines[-1].hash == standing.head
     assert lines[0].previous == GENESIS and standing.length == len(lines)
     assert standing.completed + standing.failed == len(lines)
 
 
 def test_an_empty_chain_holds():
-    assert ledger.verify([]) is None
+    assert replay.verify([]) is None
 
 
 @given(outcomes, st.data())
@@ -55,7 +55,7 @@ def test_an_edited_byte_is_found(of, data):
         return  # no longer a record at all
     if edited == lines[at]:
         return  # a byte of a number that says the same, or of a key that has a default anyway
-    assert ledger.verify([*lines[:at], edited, *lines[at + 1 :]]) is not None
+    assert replay.verify([*lines[:at], edited, *lines[at + 1 :]]) is not None
 
 
 @given(outcomes, st.data())
@@ -65,7 +65,7 @@ def test_a_record_rewritten_with_a_new_hash_is_found_by_the_next_or_by_the_head(
     forged = lines[at].model_copy(update={"reason": "better than it was"})
     forged = forged.model_copy(update={"hash": ledger.digest(forged)})
     changed = [*lines[:at], forged, *lines[at + 1 :]]
-    assert ledger.verify(changed) is not None or changed[-1].hash != standing.head
+    assert replay.verify(changed) is not None or changed[-1].hash != standing.head
 
 
 @given(outcomes, st.data())
@@ -73,21 +73,21 @@ def test_a_dropped_record_is_found(of, data):
     standing, lines = chain(of)
     at = data.draw(st.integers(0, len(lines) - 1))
     left = lines[:at] + lines[at + 1 :]
-    assert ledger.verify(left) is not None or (left[-1].hash if left else GENESIS) != standing.head
+    assert replay.verify(left) is not None or (left[-1].hash if left else GENESIS) != standing.head
 
 
 @given(st.lists(st.tuples(KINDS, st.floats(0.01, 20), st.floats(0, 100)), min_size=2, max_size=6), st.data())
 def test_records_in_another_order_are_found(of, data):
     _, lines = chain(of)
     order = data.draw(st.permutations(lines))
-    assert ledger.verify(order) is not None or order == lines
+    assert replay.verify(order) is not None or order == lines
 
 
 def test_a_sum_that_is_wrong_is_found_even_with_its_hash_right():
     _, lines = chain([(TrustEvent.COMPLETED, 1.0, 0.0)])
     forged = lines[0].model_copy(update={"after": 0.99})
     forged = forged.model_copy(update={"hash": ledger.digest(forged)})
-    assert ledger.verify([forged]) == "record 1 does not add up"
+    assert replay.verify([forged]) == "record 1 does not add up"
 
 
 def outcome(number: int, kind: str = "COMPLETED", seconds: float | None = 2.0) -> Event:

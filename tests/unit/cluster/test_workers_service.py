@@ -7,6 +7,7 @@ from cluster.identity.model import SYSTEM
 from cluster.store import Store
 from cluster.tasks.model import Task
 from cluster.trust.service import Trust
+from cluster.workers.finding import Wanted
 from cluster.workers.model import Agent
 from cluster.workers.service import Workers
 
@@ -42,7 +43,7 @@ async def test_a_registration_that_was_altered_is_refused(workers: Workers, fiel
     body[field] = ["more:v1"] if field == "tags" else body[field] + "x"
     with pytest.raises(BadSignature):
         await workers.register(SYSTEM, signed=body.pop("signature"), **body)
-    assert (await workers.page())[0].total == 0
+    assert (await workers.page())[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -85,17 +86,22 @@ async def test_agents_are_found_by_tag_trust_and_status(workers: Workers):
     await workers.trust.adjust(SYSTEM, "bob", 0.2, "")
     await workers.trust.adjust(SYSTEM, "eve", 0.3, "")
 
-    async def found(**filters) -> list[str]:
-        page, standings = await workers.page(**filters)
-        assert {a.agent_id for a in page.items} <= standings.keys()
-        return [agent.agent_id for agent in page.items]
+    async def found(offset: int = 0, **filters) -> list[str]:
+        some, _ = await workers.page(Wanted(**filters), offset)
+        assert all(each.standing.standing_id == each.agent.agent_id for each in some)
+        return [each.agent.agent_id for each in some]
 
     assert await found() == ["eve", "bob", "ada"] and await found(tag="sums:v1") == ["bob", "ada"]
     assert await found(status="active") == ["eve", "ada"] and await found(tag="texts:v1", status="active") == ["eve"]
     assert await found(trust_min=0.6) == ["eve", "bob"] and await found(trust_min=0.6, status="active") == ["eve"]
     assert await found(trust_min=0.6, offset=1) == ["bob"] and await found(tag="none:v1") == []
-    page, _ = await workers.page(trust_min=0.6, limit=1)
-    assert page.total == 2 and len(page.items) == 1
+    some, total = await workers.page(Wanted(trust_min=0.6), limit=1)
+    assert total == 2 and len(some) == 1
+    assert await found(descending=False) == ["ada", "bob", "eve"] and await found(name="A") == ["eve", "bob", "ada"]
+    assert await found(name="agent B") == ["bob"] and await found(name="ev", descending=False) == ["eve"]
+    assert await found(sort="trust") == ["eve", "bob", "ada"]
+    assert await found(sort="trust", descending=False, status="active") == ["ada", "eve"]
+    assert await found(owner="user_village", tag="sums:v1") == ["bob", "ada"] and await found(owner="user_ann") == []
 
 
 async def test_load_counts_what_an_agent_holds(workers: Workers):
@@ -108,4 +114,8 @@ async def test_load_counts_what_an_agent_holds(workers: Workers):
                 agent_id="ada", created_at=at, updated_at=at,
             )
         )  # fmt: skip
-    assert await workers.load("ada") == 2 and await workers.loads(["ada", "bob"]) == [2, 0]
+    assert await workers.load("ada") == 2
+    await register(workers, "bob", max_concurrent_tasks=1)
+    some, _ = await workers.page(Wanted(sort="load", descending=False))
+    assert [(each.agent.agent_id, each.load) for each in some] == [("bob", 0), ("ada", 2)]
+    assert (await workers.page(Wanted()))[0][1].load == 2

@@ -43,6 +43,7 @@ async def core(store: Store, tmp_path: Path) -> AsyncIterator[Core]:
     await made.usage.close()
     await made.audit.close()
     await made.webhooks.close()
+    await made.waits.close()
     await made.connections.close()
     await made.hub.close()
     await made.limiter.close()

@@ -247,16 +247,6 @@ async def test_a_body_that_cannot_be_read_is_a_400(client: Client, admin, core, 
     assert answer.json()["error"]["code"] in (code, "INVALID_REQUEST")
 
 
-async def test_a_batch_is_taken_whole_or_not_at_all(client: Client, admin, core):
-    many = await client.post("/ains/tasks/batch", json={"tasks": [order()] * 101}, headers=admin)
-    assert (many.status_code, many.json()["error"]["code"]) == (400, "BATCH_SIZE_EXCEEDED")
-    one_bad = await client.post("/ains/tasks/batch", json={"tasks": [order(), order(priority=99)]}, headers=admin)
-    assert one_bad.status_code == 400 and one_bad.json()["error"]["details"]["field"] == "tasks.1.priority"
-    empty = await client.post("/ains/tasks/batch", json={"tasks": []}, headers=admin)
-    assert empty.status_code == 400
-    assert (await client.get("/ains/tasks", headers=admin)).json()["pagination"]["total"] == 0
-
-
 async def test_tasks_of_others_do_not_exist(client: Client, admin, core, user):
     ann, ben = await user("ann"), await user("ben")
     task_id = (await client.post("/ains/tasks", json=order(), headers=ann)).json()["task_id"]

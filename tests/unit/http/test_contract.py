@@ -20,15 +20,6 @@ LATER = {  # endpoints of a document that a later release brings: the only ones 
         "POST /v1/p2p/discover", "POST /v1/p2p/message", "GET /v1/fog/nodes", "POST /v1/fog/jobs",
         "GET /v1/fog/jobs/{job_id}/status", "POST /v1/upload", "GET /v1/files",
     },
-    "aifarm": {
-        "GET /api/tasks", "POST /api/tasks", "GET /api/tasks/{task_id}", "PUT /api/tasks/{task_id}/status",
-        "DELETE /api/tasks/{task_id}", "GET /api/clients", "GET /api/clients/{client_id}", "GET /api/metrics",
-        "GET /api/metrics/tasks/{task_id}",
-    },
-    "ains": {
-        "POST /ains/task-chains", "GET /ains/task-chains/{chain_id}", "POST /ains/scheduled-tasks",
-        "POST /ains/task-templates", "POST /ains/tasks/from-template",
-    },
     "orchestra": {"POST /chat/v2/chat", "WS /chat/ws/{client_id}/{session_id}"},
     "forge": {key.removeprefix("forge ") for key in EXAMPLES if key.startswith("forge ")}
     - {"GET /health", "GET /status"},

@@ -29,10 +29,8 @@ CASES = {
     "Forge": ("/jobs", "code", "INVALID UNAUTHENTICATED FORBIDDEN NOT_FOUND LIMIT_EXCEEDED NOT_IMPLEMENTED "
               "INTERNAL_ERROR"),
 }  # fmt: skip
-UNBUILT = {
+UNBUILT = {  # of the dialects that have such; AI Farm and AINS are whole
     "AIVillage": "/v1/p2p/status",
-    "AIFarm": "/api/clients",
-    "AINS": "/ains/task-templates",
     "Orchestra": "/chat/v2/chat",
     "Forge": "/missions",
 }
@@ -133,7 +131,7 @@ async def test_every_error_speaks_its_dialect(dialect: Dialect, client: Client, 
     field = "INVALID_FIELD_VALUE" if dialect.tag == "AINS" else invalid
     absent = "MISSING_REQUIRED_FIELD" if dialect.tag == "AINS" else invalid
     bad = dialect.invalid_status or 400
-    documented = next((m, p) for m, p in dialect.documented if p == UNBUILT[dialect.tag])
+    planned = [(m, p) for m, p in dialect.documented if p == UNBUILT.get(dialect.tag)]
     rows = [
         ("POST", f"{zz}/order", {"content": b"{nonsense", "headers": admin}, bad, invalid),
         ("POST", f"{zz}/order", {"json": {}, "headers": admin}, bad, absent),
@@ -152,8 +150,8 @@ async def test_every_error_speaks_its_dialect(dialect: Dialect, client: Client, 
         ("GET", f"{zz}/order", {"headers": admin}, 405, invalid),
         ("GET", f"{zz}/broken", {"headers": admin}, 500, internal),
         ("GET", f"{zz}/unlisted", {"headers": admin}, 500, internal),
-        (*documented, {"headers": admin, "json": {}}, 501, unbuilt),
-        (*documented, {"json": {}}, 401, unknown_caller),
+        *((*documented, {"headers": admin, "json": {}}, 501, unbuilt) for documented in planned),
+        *((*documented, {"json": {}}, 401, unknown_caller) for documented in planned),
     ]
     for method, path, request, status, code in rows:
         answer = await client.request(method, path, **request)

@@ -55,7 +55,7 @@ async def test_a_bad_token_is_refused_at_the_handshake(path: str):
     assert response.status_code == 401 and b"AUTHENTICATION_REQUIRED" in (response.body or b"")
 
 
-@pytest.mark.parametrize(("url", "status"), [("/farm/ws", 501), ("/chat/ws/a/b", 501), ("/nothing", 404)])
+@pytest.mark.parametrize(("url", "status"), [("/farm/ws", 400), ("/chat/ws/a/b", 501), ("/nothing", 404)])
 async def test_other_sockets_answer_as_http_would(path: str, admin, url: str, status: int):
     with pytest.raises(InvalidStatus) as refused:
         async with unix_connect(path, f"ws://village{url}", additional_headers=admin):

@@ -1,0 +1,1 @@
+"""Work that makes tasks: chains of steps, schedules, templates."""
