@@ -36,7 +36,7 @@ async def run(name: str, url: str) -> None:
     if name == "router":
         await Router(store, Trust(store), Delivery("http://127.0.0.1:1", public_only=False)).run()
     elif name == "ledger":
-        await keep(LedgerKeeper(store))
+        await keep(LedgerKeeper(SharedStore(url)))
     elif name == "stream":
         shared = SharedStore(url)
         await asyncio.gather(*(loop(shared, Settings(redis_url=url)) for loop in LOOPS))

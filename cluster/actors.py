@@ -82,7 +82,7 @@ class TrustKeeper(Keeper):
 
     async def main(self) -> None:
         """See `LedgerKeeper`."""
-        await keep(LedgerKeeper(Store(Settings().redis)))
+        await keep(LedgerKeeper(SharedStore(Settings().redis)))
 
 
 class StreamKeeper(Keeper):

@@ -54,6 +54,7 @@ class FarmKeeper:
         self.closing: set[str] = set()  # tasks whose round is being averaged
         self.cursor = START
         self.rounds = 0
+        self.ticked = -TICK_SECONDS
 
     async def open(self) -> None:
         """Look at all that is not settled."""
@@ -64,15 +65,16 @@ class FarmKeeper:
 
     async def step(self, wait_seconds: float = TICK_SECONDS) -> int:
         """Read one batch of events and do what follows; then what the time brings. How many events it was."""
-        batch = await self.store.events(self.cursor, wait_seconds=wait_seconds)
+        batch, after = await self.store.batch(self.cursor, MATCHES, wait_seconds=wait_seconds)
         touched = dict.fromkeys(event.subject for event in batch if event.kind in SETTLES)
         for task_id in touched:
             await self._settle(task_id)
-        await self._tick()
+        if (now := asyncio.get_running_loop().time()) - self.ticked >= TICK_SECONDS:
+            self.ticked = now
+            await self._tick()
         if any(event.kind in MATCHES for event in batch) or self.assigner.is_due():
             await self.assigner.match()
-        if batch:
-            self.cursor = batch[-1].event_id
+        self.cursor = after
         return len(batch)
 
     async def beat(self) -> None:

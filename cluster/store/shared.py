@@ -14,6 +14,8 @@ from cluster.store.store import Store
 KEPT = 4000  # rows behind the newest; a reader that is further back reads for itself
 READ_AT_ONCE = 500
 WAIT_SECONDS = 4.0
+BUSY = 16  # rows of one read
+LINGER_SECONDS = 0.01
 
 Row = tuple[str, list[str]]
 
@@ -28,6 +30,7 @@ class SharedStore(Store):
         self._begin: tuple[int, int] | None = None  # every event after it, up to `_end`, is kept
         self._end = ""
         self._reading: asyncio.Task[None] | None = None
+        self._busy = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SharedStore, (self.url,)
@@ -44,10 +47,10 @@ class SharedStore(Store):
         place, loop = order(after), asyncio.get_running_loop()
         if self._begin is None:
             self._begin, self._end = place, after
-        if place < self._begin or place > order(self._end):  # behind what is shared, or ahead of it
-            return await super()._rows(key, after, limit, wait_seconds)
         deadline = loop.time() + wait_seconds
         while True:
+            if place < self._begin or place > order(self._end):  # behind what is shared, or ahead of it
+                return await super()._rows(key, after, limit, max(0.0, deadline - loop.time()))
             start = bisect.bisect_right(self._places, place)
             if start < len(self._kept):
                 return self._kept[start : start + limit]
@@ -62,9 +65,12 @@ class SharedStore(Store):
 
     async def _extend(self) -> None:
         try:
+            if self._busy:  # there is more in a moment, and one large read costs less than many small ones
+                await asyncio.sleep(LINGER_SECONDS)
             rows = await super()._rows(EVENTS, self._end, READ_AT_ONCE, WAIT_SECONDS)
         finally:
             self._reading = None
+        self._busy = len(rows) >= BUSY
         if rows:
             self._end = rows[-1][0]
         self._kept += rows

@@ -38,17 +38,17 @@ class Stream:
         kinds: frozenset[str] | None = None,
         limit: int = 500,
         wait_seconds: float = 0,
-        mark: str = "",
+        marks: tuple[str, ...] = (),
     ) -> tuple[list[Event], str]:
         """The next events of these kinds (None: all), and the id to go on after. What is not wanted is not parsed.
 
-        `mark`: a text that the event's JSON has somewhere, for readers that few events of a kind concern.
+        `marks`: texts of which the event's JSON has one somewhere, for readers that few events of a kind concern.
         """
         rows = await self._rows(EVENTS, stream_id(after), limit, wait_seconds)
         events = [
             _event(entry_id, fields[3])
             for entry_id, fields in rows
-            if (kinds is None or fields[1] in kinds) and mark in fields[3]
+            if (kinds is None or fields[1] in kinds) and (not marks or any(mark in fields[3] for mark in marks))
         ]
         return events, f"evt_{rows[-1][0]}" if rows else after
 

@@ -48,6 +48,8 @@ def changed(before: Task | None, after: Task) -> Event:
     }  # fmt: skip
     if after.parent_id:
         data["parent_id"] = after.parent_id
+    if after.verification is not None:
+        data["verified"] = True
     if after.ready:
         data |= {"priority": after.priority, "place": after.place}
     if kind in ("task.progress", "task.extended"):

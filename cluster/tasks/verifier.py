@@ -27,6 +27,7 @@ from cluster.tasks.verification import Agreed, Hopeless, More, Replica, Replicat
 from cluster.trust.ledger import Standing
 
 log = logging.getLogger("village.verification")
+MARKS = ('"parent_id":"task_', '"verified":')
 TOGETHER = 16  # tasks that are looked at beside each other
 OF_REPLICA = frozenset({"task.assigned", "task.completed", "task.failed", "task.cancelled", "task.timeout"})
 OF_TASK = frozenset({"task.created", "task.ready", "task.updated", "task.cancelled"})
@@ -50,7 +51,7 @@ class Verifier:
 
     async def step(self, wait_seconds: float = BEAT_SECONDS) -> int:
         """Read one batch and settle the tasks that it concerns; how many commits that took."""
-        batch, after = await self.store.batch(self.cursor, OF_REPLICA | OF_TASK, wait_seconds=wait_seconds)
+        batch, after = await self.store.batch(self.cursor, OF_REPLICA | OF_TASK, wait_seconds=wait_seconds, marks=MARKS)
         concerned = list(dict.fromkeys(name for event in batch if (name := concerns(event))))
         done = 0
         for start in range(0, len(concerned), TOGETHER):

@@ -31,6 +31,7 @@ from cluster.workflows.submitting import check_author
 log = logging.getLogger("village.chains")
 CANCELLED = "chain.cancelled"
 KINDS = frozenset({*ENDED.values(), CANCELLED})
+MARKS = (f'"parent_id":"{PREFIX}', f'"subject":"{PREFIX}')
 AT_ONCE = 32  # chains that are moved on beside each other
 
 
@@ -51,7 +52,7 @@ class ChainRunner:
 
     async def step(self, wait_seconds: float = BEAT_SECONDS) -> int:
         """Read one batch and move on every chain that it concerns; whether there was anything to read."""
-        batch, through = await self.store.batch(self.cursor, KINDS, wait_seconds=wait_seconds)
+        batch, through = await self.store.batch(self.cursor, KINDS, wait_seconds=wait_seconds, marks=MARKS)
         wanted = [event for event in batch if concerns(event)]
         for start in range(0, len(wanted), AT_ONCE):
             await asyncio.gather(*(self._observe(event) for event in wanted[start : start + AT_ONCE]))

@@ -4,9 +4,9 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
-from conftest import Village, spec
 from eventually import eventually
 
 from cluster.clock import utc_now
@@ -18,15 +18,22 @@ from cluster.store import Store
 from cluster.tasks import machine
 from cluster.tasks.events import changed
 from cluster.tasks.model import Task
+from cluster.tasks.service import TaskSpec
 from cluster.workers import pulling
 from cluster.workers.model import PULL, Agent
 from cluster.workers.pulling import Poll, Pulling
+
+
+def spec(**fields: Any) -> TaskSpec:
+    wanted = {"client_id": "client", "task_type": "sum", "capability_required": "sums:v1", "input_data": {"a": 1}}
+    return TaskSpec(**wanted | fields)
+
 
 Make = Callable[[], Pulling]
 
 
 @pytest.fixture
-async def desk(village: Village) -> AsyncIterator[Make]:
+async def desk(village) -> AsyncIterator[Make]:
     """A gateway process' polls, as many processes as are asked for."""
     made: list[Pulling] = []
 
@@ -40,22 +47,22 @@ async def desk(village: Village) -> AsyncIterator[Make]:
         await one.store.close()
 
 
-async def puller(village: Village, name: str = "ada", room: int = 10) -> Agent:
+async def puller(village, name: str = "ada", room: int = 10) -> Agent:
     return await village.register(name, PULL, room=room)
 
 
-async def routed(village: Village) -> asyncio.Task[None]:
+async def routed(village) -> asyncio.Task[None]:
     """A router that listens: one that does not yet hears of an offer at its renewal, two seconds later."""
     running = village.route()
     await eventually(lambda: village.store.find(Presence, Router.NAME))
     return running
 
 
-async def counted(village: Village, index: str, agent_id: str = "ada") -> int:
+async def counted(village, index: str, agent_id: str = "ada") -> int:
     return await village.store.count(Task, index, agent_id)
 
 
-async def test_a_waiting_poll_gets_what_comes(village: Village, desk: Make):
+async def test_a_waiting_poll_gets_what_comes(village, desk: Make):
     agent = await puller(village)
     await routed(village)
     polls = desk()
@@ -71,7 +78,7 @@ async def test_a_waiting_poll_gets_what_comes(village: Village, desk: Make):
     assert kinds == ["task.created", "task.assigned", "task.started", "task.completed"]
 
 
-async def test_a_poll_that_does_not_wait_gets_what_is_there_already(village: Village, desk: Make):
+async def test_a_poll_that_does_not_wait_gets_what_is_there_already(village, desk: Make):
     agent = await puller(village)
     await routed(village)
     task = await village.submit()
@@ -79,7 +86,7 @@ async def test_a_poll_that_does_not_wait_gets_what_is_there_already(village: Vil
     assert taken.task_id == task.task_id
 
 
-async def test_nothing_in_time_is_nothing_and_the_offer_ends_with_the_poll(village: Village, desk: Make):
+async def test_nothing_in_time_is_nothing_and_the_offer_ends_with_the_poll(village, desk: Make):
     agent = await puller(village)
     await routed(village)
     assert await desk().next(Poll(agent, 1), 0.1) == []
@@ -94,7 +101,7 @@ async def test_nothing_in_time_is_nothing_and_the_offer_ends_with_the_poll(villa
     assert (await village.task(task.task_id)).state == "PENDING"
 
 
-async def test_several_at_once_and_no_more_than_the_agent_may_hold(village: Village, desk: Make):
+async def test_several_at_once_and_no_more_than_the_agent_may_hold(village, desk: Make):
     agent = await puller(village, room=3)
     await village.tasks.submit(SYSTEM, [spec(input_data={"n": n}) for n in range(10)])
     await routed(village)
@@ -107,7 +114,7 @@ async def test_several_at_once_and_no_more_than_the_agent_may_hold(village: Vill
     assert len(await desk().next(Poll(agent, 100), 5)) == 1
 
 
-async def test_no_two_polls_get_the_same_task(village: Village, desk: Make):
+async def test_no_two_polls_get_the_same_task(village, desk: Make):
     # The bug to fear: two polls of one agent, in one process or in two, both handed the task that woke them.
     agent = await puller(village, room=1000)
     await routed(village)
@@ -134,7 +141,7 @@ async def test_no_two_polls_get_the_same_task(village: Village, desk: Make):
     assert {task.state for task in ended} == {"COMPLETED"} and {task.attempt for task in ended} == {1}
 
 
-async def test_who_left_while_it_waited_is_given_nothing(village: Village, desk: Make):
+async def test_who_left_while_it_waited_is_given_nothing(village, desk: Make):
     agent = await puller(village)
     await routed(village)
     polls = desk()
@@ -149,7 +156,7 @@ async def test_who_left_while_it_waited_is_given_nothing(village: Village, desk:
 
 
 async def test_a_task_that_was_taken_for_somebody_who_left_goes_back(
-    village: Village, desk: Make, monkeypatch: pytest.MonkeyPatch
+    village, desk: Make, monkeypatch: pytest.MonkeyPatch
 ):
     agent = await puller(village)
     await routed(village)
@@ -173,7 +180,7 @@ async def test_a_task_that_was_taken_for_somebody_who_left_goes_back(
     assert (again.task_id, again.attempt) == (task.task_id, 2)
 
 
-async def test_a_task_that_nobody_picks_up_goes_back(village: Village, monkeypatch: pytest.MonkeyPatch, desk: Make):
+async def test_a_task_that_nobody_picks_up_goes_back(village, monkeypatch: pytest.MonkeyPatch, desk: Make):
     # Its poll's process was killed between the assignment and the answer.
     monkeypatch.setattr("cluster.routing.plan.PICKUP_SECONDS", 0.3)
     await puller(village)
@@ -191,7 +198,7 @@ async def test_a_task_that_nobody_picks_up_goes_back(village: Village, monkeypat
     assert (back.retry_count, back.inbox) == (0, "")
 
 
-async def test_a_task_that_moved_on_is_not_handed_out(village: Village, desk: Make):
+async def test_a_task_that_moved_on_is_not_handed_out(village, desk: Make):
     agent = await puller(village)
     task = await village.submit()
     at = utc_now()
@@ -212,7 +219,7 @@ async def test_a_task_that_moved_on_is_not_handed_out(village: Village, desk: Ma
     assert (await village.task(task.task_id)).state == "CANCELLED"
 
 
-async def test_another_router_hears_of_the_offers(village: Village, desk: Make):
+async def test_another_router_hears_of_the_offers(village, desk: Make):
     agent = await puller(village)
     first = await routed(village)
     polls = desk()
@@ -227,7 +234,7 @@ async def test_another_router_hears_of_the_offers(village: Village, desk: Make):
     assert taken.task_id == task.task_id
 
 
-async def test_a_store_that_went_away_is_told_to_the_poll(village: Village, desk: Make):
+async def test_a_store_that_went_away_is_told_to_the_poll(village, desk: Make):
     agent = await puller(village)
     polls = desk()
 
@@ -240,9 +247,7 @@ async def test_a_store_that_went_away_is_told_to_the_poll(village: Village, desk
     assert not polls.desks
 
 
-async def test_a_commit_whose_answer_was_lost_is_taken_back(
-    village: Village, desk: Make, monkeypatch: pytest.MonkeyPatch
-):
+async def test_a_commit_whose_answer_was_lost_is_taken_back(village, desk: Make, monkeypatch: pytest.MonkeyPatch):
     agent = await puller(village)
     await routed(village)
     polls = desk()
@@ -263,9 +268,7 @@ async def test_a_commit_whose_answer_was_lost_is_taken_back(
     assert (again.task_id, again.attempt, again.retry_count) == (task.task_id, 2, 0)
 
 
-async def test_the_reader_goes_a_while_after_the_last_poll(
-    village: Village, desk: Make, monkeypatch: pytest.MonkeyPatch
-):
+async def test_the_reader_goes_a_while_after_the_last_poll(village, desk: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pulling, "LINGER_SECONDS", 0.1)
     monkeypatch.setattr(pulling, "SHORTEST_SECONDS", 0.05)
     agent = await puller(village)
@@ -279,7 +282,7 @@ async def test_the_reader_goes_a_while_after_the_last_poll(
     assert taken.task_id == task.task_id
 
 
-async def test_closing_lets_every_poll_go(village: Village, desk: Make):
+async def test_closing_lets_every_poll_go(village, desk: Make):
     polls = desk()
     agents = [await puller(village, name) for name in ("ada", "bob")]
     waiting = [asyncio.create_task(polls.next(Poll(agent, 1), 30)) for agent in agents for _ in range(2)]
@@ -288,7 +291,7 @@ async def test_closing_lets_every_poll_go(village: Village, desk: Make):
     assert await asyncio.wait_for(asyncio.gather(*waiting), 1) == [[], [], [], []]
 
 
-async def test_many_polls_share_one_reader_and_one_writer(village: Village, desk: Make):
+async def test_many_polls_share_one_reader_and_one_writer(village, desk: Make):
     agents = [await puller(village, f"agent_{n}") for n in range(60)]
     await routed(village)
     polls = desk()
