@@ -23,7 +23,7 @@ from benchmarks import load
 from cluster.cli.client import Client
 from cluster.settings import Settings
 from cluster.store import Store
-from cluster.tasks.model import Task
+from cluster.tasks.model import Task, line
 
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
 PEER_PORT = 18080
@@ -136,7 +136,7 @@ def report(rows: dict[str, dict[str, list[dict[str, float]]]]) -> None:
 async def forget(settings: Settings) -> None:
     """Take what the run queued out again."""
     store = Store(settings.redis)
-    for task_id in await store.ids(Task, "ready", "nobody:v1"):
+    for task_id in await store.ids(Task, "ready", *line("nobody:v1", "bench")):
         await store.delete(Task, task_id)
     await store.close()
 

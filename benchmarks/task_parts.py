@@ -43,7 +43,7 @@ async def run(name: str, url: str) -> None:
     elif name.startswith("agents"):
         await endpoint()
     else:
-        config = configured()
+        config = configured(Settings().workers_config)
         await PoolWorker(store, config.agent_id, name.removeprefix("worker-"), resolve(config.callables)).run()
 
 

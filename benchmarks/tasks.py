@@ -35,6 +35,7 @@ import psutil
 from cluster.clock import utc_now
 from cluster.errors import Unavailable
 from cluster.identity.model import Principal
+from cluster.settings import Settings
 from cluster.store import Store, Write, server
 from cluster.tasks.events import changed
 from cluster.tasks.model import Task
@@ -132,7 +133,7 @@ async def engine(url: str, profile: str = "", *, workers: int = 2, others: Seque
         except (OSError, Unavailable, ConnectionError):
             await asyncio.sleep(0.1)
     if workers:
-        await PoolKeeper(store, configured(), NoHands()).register(workers)
+        await PoolKeeper(store, configured(Settings().workers_config), NoHands()).register(workers)
     parts = Parts(url, profile)
     parts.start("router", "ledger", "stream", *(f"worker-{n}" for n in range(workers)), *others)
     try:

@@ -19,7 +19,10 @@ from cluster.routing.router import Router
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.store.shared import SharedStore
+from cluster.tasks.archive import FOLDER, TaskArchive
 from cluster.tasks.delivery import Delivery
+from cluster.tasks.finished import Finished
+from cluster.tasks.mover import move_tasks
 from cluster.tasks.verifier import verify_tasks
 from cluster.trust.service import LedgerKeeper, Trust
 from cluster.webhooks.dispatcher import dispatch
@@ -72,7 +75,8 @@ class RouterKeeper(Keeper):
         settings = Settings()
         store = Store(settings.redis)
         delivery = Delivery(settings.url, public_only=settings.profile == "production")
-        await Router(store, Trust(store), delivery).run()
+        finished = Finished(store, TaskArchive(settings.home / FOLDER))
+        await Router(store, Trust(store), delivery, finished=finished).run()
 
 
 class TrustKeeper(Keeper):
@@ -110,8 +114,9 @@ class WorkerKeeper(Keeper):
 
     async def main(self) -> None:
         """See `PoolWorker.run`. It ends when the worker is retired."""
-        config = configured()
-        self.worker = PoolWorker(Store(Settings().redis), config.agent_id, self.name, resolve(config.callables))
+        settings = Settings()
+        config = configured(settings.workers_config)
+        self.worker = PoolWorker(Store(settings.redis), config.agent_id, self.name, resolve(config.callables))
         await self.worker.run()
         self.left = True
         await asyncio.Event().wait()  # ending here would have Ray start it again
@@ -191,13 +196,14 @@ class WorkersKeeper(Keeper):
 
     async def main(self) -> None:
         """See `PoolKeeper.run`."""
-        settings, config = Settings(), configured()
+        settings = Settings()
+        config = configured(settings.workers_config)
         hands = RayHands(config, settings.environment() | {"VILLAGE_CHILD": "1"})
         await PoolKeeper(Store(settings.redis), config, hands).run()
 
 
 LOOPS: tuple[Callable[[Store, Settings], Awaitable[None]], ...] = (
-    keep_audit, dispatch, run_chains, run_schedules, keep_farm, keep_presence, verify_tasks,
+    keep_audit, dispatch, run_chains, run_schedules, keep_farm, keep_presence, verify_tasks, move_tasks,
 )  # fmt: skip
 
 RouterActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RouterKeeper)

@@ -40,10 +40,13 @@ class Settings(BaseSettings):
     trusted_proxies: str = ""  # networks whose X-Forwarded-For is believed, as in "10.0.0.0/8, 192.0.2.7"
     audit_keep_days: float = Field(default=30, ge=0)  # then entries of the audit log move from Redis to the archive
     audit_keep_entries: int = Field(default=50_000, ge=0)  # and sooner where there are more: 1.7 KB each
+    tasks_keep_days: float = Field(default=7, ge=0)  # then tasks that have ended move from Redis to the archive
+    tasks_keep: int = Field(default=200_000, ge=0)  # and sooner where more have ended
     farm_lease_seconds: float = Field(default=30, ge=0.1, le=3600)  # a farm client so long silent loses its rank
     farm_upload_mb: int = Field(default=2048, ge=1)  # of one checkpoint that a farm client uploads
     otlp_endpoint: str = ""  # where an OpenTelemetry collector takes OTLP over HTTP; empty: no traces
     otlp_ratio: float = Field(default=1.0, ge=0, le=1)  # share of the requests that are traced
+    workers_config: Path = ROOT / "configs" / "workers.yaml"  # which callables the village's own workers run
     access_log: bool = False  # a log line for each request
 
     @field_validator("trusted_proxies")
@@ -55,6 +58,7 @@ class Settings(BaseSettings):
     def model_post_init(self, _: object) -> None:
         """Paths are absolute from here on: actors and jobs run in other folders."""
         object.__setattr__(self, "home", self.home.expanduser().resolve())
+        object.__setattr__(self, "workers_config", self.workers_config.expanduser().resolve())
 
     @property
     def trusted_networks(self) -> tuple[Network, ...]:

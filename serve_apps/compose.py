@@ -14,6 +14,8 @@ from cluster.limits.limiter import Limiter
 from cluster.routing.service import Routing
 from cluster.settings import Settings
 from cluster.store import Store
+from cluster.tasks.archive import FOLDER as TASKS
+from cluster.tasks.archive import TaskArchive
 from cluster.tasks.explain import Explainer
 from cluster.tasks.service import Tasks
 from cluster.trust.service import Trust
@@ -48,7 +50,8 @@ def build_forge(settings: Settings, store: Store) -> Forge:
 async def build_core(settings: Settings, engine: ChatEngine, knowledge: Any) -> Core:
     """A Core over the village's Redis; `engine` and `knowledge` live here or are reached over a handle."""
     store = Store(settings.redis)
-    trust, forge, metrics, tasks = Trust(store), build_forge(settings, store), Metrics(), Tasks(store)
+    trust, forge, metrics = Trust(store), build_forge(settings, store), Metrics()
+    tasks = Tasks(store, archive=TaskArchive(settings.home / TASKS))
     probes: dict[str, Probe] = {"redis": reachable(store)} | {name: heartbeat(store, name) for name in PARTS}
     hub, farm = Hub(store), Farm(store, trust, settings)
     return Core(

@@ -69,7 +69,8 @@ class FarmKeeper:
         touched = dict.fromkeys(event.subject for event in batch if event.kind in SETTLES)
         for task_id in touched:
             await self._settle(task_id)
-        if (now := asyncio.get_running_loop().time()) - self.ticked >= TICK_SECONDS:
+        now = asyncio.get_running_loop().time()
+        if not batch or now - self.ticked >= TICK_SECONDS:  # not with every one of many small batches
             self.ticked = now
             await self._tick()
         if any(event.kind in MATCHES for event in batch) or self.assigner.is_due():

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from datetime import datetime
 
 from cluster import tracing
 from cluster.aside import Aside
@@ -29,6 +30,7 @@ class Courier:
         self.table, self.delivery, self.clock = table, delivery, clock
         self.together, self.steps = Together(store), Steps(store)
         self.running: dict[str, asyncio.Task[None]] = {}  # by attempt id, those that wait for their agent's answer
+        self.timeouts: dict[str, asyncio.Timeout] = {}
         self.aside = Aside(log)
         self.random = random.Random()
 
@@ -36,12 +38,22 @@ class Courier:
         """Begin the delivery of a task that was assigned and started, and is stored in this version."""
         delivery = self.aside.spawn(self._deliver(task, version, agent))
         self.running[task.attempt_id] = delivery
-        delivery.add_done_callback(lambda _: self.running.pop(task.attempt_id, None))
+        delivery.add_done_callback(lambda _: self._forget(task.attempt_id))
+
+    def _forget(self, attempt_id: str) -> None:
+        self.running.pop(attempt_id, None)
+        self.timeouts.pop(attempt_id, None)
 
     def over(self, attempt_id: str) -> None:
         """The attempt has been cancelled, has timed out, or was reported by its agent: nobody waits for its answer."""
         if running := self.running.get(attempt_id):
             running.cancel()
+
+    def extended(self, attempt_id: str, deadline: datetime) -> None:
+        """The agent was granted more time."""
+        if timeout := self.timeouts.get(attempt_id):
+            left = (deadline - self.clock()).total_seconds()
+            timeout.reschedule(asyncio.get_running_loop().time() + max(left, 0.0))
 
     async def _deliver(self, task: Task, version: str, agent: Agent) -> None:
         about = {"task_id": task.task_id, "attempt": task.attempt, "agent_id": agent.agent_id}
@@ -53,8 +65,10 @@ class Courier:
         assert task.deadline is not None
         left = (task.deadline - self.clock()).total_seconds()
         try:
-            async with asyncio.timeout(max(left, 0.0)):
+            async with asyncio.timeout(max(left, 0.0)) as timeout:
+                self.timeouts[task.attempt_id] = timeout
                 outcome = await self.delivery.send(agent.endpoint, task)
+                del self.timeouts[task.attempt_id]  # no longer to be put off: it is about to end
         except TimeoutError:
             await self.steps.one(task.task_id, lambda t: machine.lapse(t, self.clock(), self.random.random()))
             return

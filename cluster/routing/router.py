@@ -12,7 +12,7 @@ import logging
 import random
 import secrets
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cluster.aside import Aside, insist
@@ -28,6 +28,7 @@ from cluster.routing.timekeeper import OFFER_SECONDS, Timekeeper
 from cluster.store import Store, Write
 from cluster.tasks import machine
 from cluster.tasks.delivery import Delivery
+from cluster.tasks.finished import Finished
 from cluster.tasks.model import HELD, Task, TaskState, line
 from cluster.tasks.steps import Steps
 from cluster.trust.ledger import Standing
@@ -42,7 +43,7 @@ AGENTS_PER_READ = 500
 TOLD = 100  # names of a kind that the beat says
 WATCHED = frozenset(
     f"task.{verb}" for verb in
-    ("created", "ready", "retry", "released", "updated", "completed", "failed", "cancelled", "timeout")
+    ("created", "ready", "retry", "released", "updated", "completed", "failed", "cancelled", "timeout", "extended")
 ) | {"agent.registered", "agent.updated", "agent.deactivated", "trust.changed"}  # fmt: skip
 
 
@@ -51,8 +52,11 @@ class Router:
 
     NAME = "router"
 
-    def __init__(self, store: Store, trust: Trust, delivery: Delivery, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, store: Store, trust: Trust, delivery: Delivery, clock: Clock = utc_now, finished: Finished | None = None
+    ) -> None:
         self.store, self.trust, self.clock = store, trust, clock
+        self.finished = finished or Finished(store)
         self.table = Table()
         self.steps = Steps(store)
         self.courier = Courier(store, self.table, delivery, clock)
@@ -154,6 +158,9 @@ class Router:
         """Whether the task has ended, so that others may go on."""
         data, task_id = event.data, event.subject
         attempt_id = f"{task_id}.{data['attempt']}"
+        if event.kind == "task.extended":
+            self.courier.extended(attempt_id, datetime.fromisoformat(data["deadline"]))
+            return False
         if data["agent_id"]:
             self.wake(*self.table.drop(data["agent_id"], attempt_id, self.clock()))
         self.courier.over(attempt_id)
@@ -186,6 +193,7 @@ class Router:
             found = await self.store.load_many(Task, task_ids[start : start + LAPSES])
             names = sorted({name for task, _ in found for name in task.waiting_for})
             states = {other.task_id: other.state for other in await self.store.many(Task, names)}
+            states |= await self.finished.ends([name for name in names if name not in states])
             await self.steps.many(found, lambda t, known=states: machine.resolve(t, known, self.clock()))
 
     # ---- dispatch
@@ -236,12 +244,11 @@ class Router:
         for waiting, (task, version) in zip(batch, found, strict=True):
             if task is None or not task.ready or task.place != waiting.place:
                 continue  # it has changed, and whatever made it ready again has told so
-            choice = self.table.choose(task, at)
-            if choice is None and self.table.room(waiting.capability):
-                self.backlog.park(waiting)
-            elif choice is None:
-                self.backlog.give_back([waiting])
-            if choice is None:
+            if (choice := self.table.choose(task, at)) is None:
+                if self.table.room(waiting.capability):
+                    self.backlog.park(waiting)
+                else:
+                    self.backlog.give_back([waiting])
                 continue
             write = plan(task, version, *choice, at, secrets.token_urlsafe(16))
             assert isinstance(write.after, Task)
@@ -277,8 +284,6 @@ class Router:
         self.wake(*self.table.drop(task.agent_id, task.attempt_id, self.clock()))
         self.backlog.add(waiting)
         self.wake(waiting.capability)
-
-    # ---- the beat
 
     def told(self) -> dict[str, Any]:
         """What the beat says, for those who explain why a task waits, and for those who start workers."""

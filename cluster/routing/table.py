@@ -245,10 +245,15 @@ class Table:
             self._changed(entry, at)
 
     def unanswered(self, agent_id: str, at: datetime) -> datetime | None:
-        """The agent is not there: it rests, each time twice as long. Returns until when."""
+        """The agent is not there: it rests, each time twice as long. Returns until when.
+
+        Deliveries that fail while it rests began before, and say nothing new.
+        """
         entry = self.entries.get(agent_id)
         if entry is None:
             return None
+        if entry.rests_until is not None and at < entry.rests_until:
+            return entry.rests_until
         seconds = min(FIRST_REST_SECONDS * 2 ** min(entry.silent, 16), MAX_REST_SECONDS)
         entry.silent += 1
         entry.rests_until = at + timedelta(seconds=seconds)

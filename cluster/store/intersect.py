@@ -22,15 +22,5 @@ async def intersect(
     return int(total), ids
 
 
-async def union_page(store: Store, sets: Sequence[str], offset: int, limit: int) -> tuple[int, list[str]]:
-    """Ids that stand in one of several sets that share no member: how many, and a page, highest score first.
-
-    Reads the heads of all sets, so a page far down costs its offset times the number of sets.
-    """
-    heads = await store.heads(sets, offset + limit)
-    merged = sorted((row for rows, _ in heads for row in rows), key=lambda row: (-row[1], row[0]))
-    return sum(size for _, size in heads), [member for member, _ in merged[offset : offset + limit]]
-
-
 def _bound(score: float) -> str:
     return {float("-inf"): "-inf", float("inf"): "+inf"}.get(score) or repr(float(score))

@@ -58,6 +58,7 @@ class SharedStore(Store):
                 return []
             if self._reading is None:
                 self._reading = asyncio.create_task(self._extend())
+                self._reading.add_done_callback(_heard)
             reading = self._reading
             await asyncio.wait([reading], timeout=left)
             if reading.done():
@@ -78,3 +79,9 @@ class SharedStore(Store):
         if (over := len(self._kept) - KEPT) > KEPT // 4:
             self._begin = self._places[over - 1]
             del self._kept[:over], self._places[:over]
+
+
+def _heard(reading: asyncio.Task[None]) -> None:
+    """What went wrong is told to those who wait, and to nobody where all of them have left."""
+    if not reading.cancelled():
+        reading.exception()

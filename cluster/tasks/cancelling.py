@@ -14,7 +14,7 @@ from cluster.tasks.model import FINAL, Task, TaskState
 
 MOST = 1000  # in one call
 TOGETHER = 100  # in one commit
-ROUNDS = 20  # pages that are looked through for the tasks of a parent, which has no set of its own
+ROUNDS = 40  # pages that are looked through for them
 LIVE = frozenset(TaskState) - FINAL
 Versioned = tuple[Task, str]
 

@@ -1,5 +1,6 @@
 """Which event a task's change is. Pure, so that no transition can forget its event."""
 
+from cluster.clock import iso
 from cluster.events import Event
 from cluster.tasks.model import FINAL, HELD, Task, TaskState
 
@@ -54,6 +55,8 @@ def changed(before: Task | None, after: Task) -> Event:
         data |= {"priority": after.priority, "place": after.place}
     if kind in ("task.progress", "task.extended"):
         data |= {"progress": after.progress, "message": after.progress_message}
+    if kind == "task.extended" and after.deadline is not None:
+        data["deadline"] = iso(after.deadline)
     if kind in OUTCOMES:
         timed_out = after.state is TaskState.TIMEOUT or (
             before is not None and before.due is not None and after.updated_at >= before.due

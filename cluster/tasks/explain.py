@@ -66,7 +66,7 @@ class Explainer:
             new = list(dict.fromkeys(name for name in wanted if name not in found))[: MOST_OTHERS - len(found)]
             if not new:
                 break
-            level = [other for other in await self.store.many(Task, new) if who.sees(other.owner)]
+            level = [other for other in await self.tasks.finished.many(new) if who.sees(other.owner)]
             found |= {other.task_id: other for other in level}
             wanted = [name for other in level for name in other.waiting_for or other.depends_on]
         return found

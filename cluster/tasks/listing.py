@@ -18,8 +18,8 @@ from cluster.store import Store
 from cluster.store.gauge import up_to
 from cluster.tasks.model import HELD, Task, TaskState
 
-SCAN = 2000  # tasks read for one page
-CHUNK = 200
+SCAN = 1000  # tasks read for one page
+CHUNK = 100
 Place = tuple[float, str]  # where a task stands in a list: its time, then its id
 Shelf = tuple[str, ...]  # an index and the parts of one of its sets
 
@@ -63,8 +63,10 @@ class Filter:
 
 def shelves(who: Principal, wanted: Filter) -> tuple[list[Shelf], bool]:
     """The narrowest sets that hold what is wanted between them, and whether they hold nothing else."""
-    others = (wanted.task_type, wanted.capability, wanted.agent_id, wanted.parent_id, wanted.priority or "")
+    others = (wanted.task_type, wanted.capability, wanted.agent_id, wanted.priority or "")
     exact = not any(others)
+    if wanted.parent_id:
+        return [("parent", wanted.parent_id)], False
     if wanted.agent_id and wanted.states and wanted.states <= HELD:
         return [("held", wanted.agent_id)], False
     base: list[Shelf] = [("list", "owner", who.owner)]

@@ -81,6 +81,7 @@ class Task(Record):
         Index("deadline", score=lambda t: t.due.timestamp(), parts=lambda t: [()] if t.due else []),
         Index("held", score=_when, parts=_held),
         Index("inbox", score=lambda t: t.place, parts=_inbox),
+        Index("parent", score=_when, parts=lambda t: [(t.parent_id,)] if t.parent_id else []),
         Index("waiting", score=_when, parts=lambda t: [()] if t.waiting_for else []),
         Index("dependents", score=_when, parts=lambda t: [(dependency,) for dependency in t.waiting_for]),
     )

@@ -26,11 +26,14 @@ from cluster.ids import new_id
 from cluster.routing import strategies
 from cluster.store import Store, Write
 from cluster.tasks import machine
+from cluster.tasks.archive import TaskArchive
 from cluster.tasks.batching import Named, renamed, settle
 from cluster.tasks.cancelling import Cancelled, cancel_many
 from cluster.tasks.events import changed
-from cluster.tasks.listing import Filter, Found, find
+from cluster.tasks.finished import Finished
+from cluster.tasks.listing import Filter, Found
 from cluster.tasks.model import FINAL, Task, TaskState
+from cluster.tasks.verification import Verification
 
 
 class TaskSpec(BaseModel):
@@ -49,6 +52,7 @@ class TaskSpec(BaseModel):
     routing_strategy: str = strategies.DEFAULT
     trust_min: float = Field(0.0, ge=0, le=1)
     heartbeat_seconds: int = Field(0, ge=0, le=86_400)
+    verification: Verification | None = None
     metadata: dict[str, Any] = {}
 
 
@@ -65,8 +69,12 @@ class Dependencies(BaseModel):
 class Tasks:
     """Task use cases. `who` sees its own tasks, an admin all; another's is a `TaskNotFound`."""
 
-    def __init__(self, store: Store, clock: Clock = utc_now, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, store: Store, clock: Clock = utc_now, jitter: Callable[[], float] = random.random,
+        archive: TaskArchive | None = None,
+    ) -> None:  # fmt: skip
         self.store, self.clock, self.jitter = store, clock, jitter
+        self.finished = Finished(store, archive)
 
     async def submit(self, who: Principal, specs: Sequence[TaskSpec]) -> list[Task]:
         """Take all of the tasks or none, in one commit. Raises `UnknownStrategy`, `DependencyNotFound`, `Forbidden`."""
@@ -135,12 +143,12 @@ class Tasks:
         )
 
     async def _states(self, who: Principal, names: set[str]) -> dict[str, TaskState]:
-        found = await self.store.many(Task, sorted(names))
+        found = await self.finished.many(sorted(names))
         return {task.task_id: task.state for task in found if who.sees(task.owner)}
 
     async def get(self, who: Principal, task_id: str) -> Task:
         """Raises `TaskNotFound`."""
-        task = await self.store.find(Task, task_id)
+        task = await self.finished.find(task_id)
         if task is None or not who.sees(task.owner):
             raise TaskNotFound(f"no task {task_id}", task_id=task_id)
         return task
@@ -150,13 +158,13 @@ class Tasks:
         offset: int = 0, limit: int = 50,
     ) -> Found:  # fmt: skip
         """A page of a list: see `listing.find`. Raises `Invalid`."""
-        return await find(
-            self.store, who, wanted or Filter(), newest_first=newest_first, cursor=cursor, offset=offset, limit=limit
+        return await self.finished.page(
+            who, wanted or Filter(), newest_first=newest_first, cursor=cursor, offset=offset, limit=limit
         )
 
     async def cancel(self, who: Principal, task_id: str, reason: str) -> Task:
         """Raises `TaskNotFound`, `NotCancellable`."""
-        await self.get(who, task_id)
+        machine.cancel(await self.get(who, task_id), reason, self.clock())  # one that has ended may have left the store
         return await self.store.change(Task, task_id, lambda task: machine.cancel(task, reason, self.clock()), changed)
 
     async def cancel_many(
@@ -169,16 +177,17 @@ class Tasks:
 
     async def prioritise(self, who: Principal, task_id: str, priority: int) -> tuple[Task, int]:
         """The task and its former priority. Raises `TaskNotFound`, `Conflict`."""
-        before = (await self.get(who, task_id)).priority
+        before = await self.get(who, task_id)
+        machine.prioritise(before, priority, self.clock())  # one that has ended may have left the store
         task = await self.store.change(
             Task, task_id, lambda task: machine.prioritise(task, priority, self.clock()), changed
         )
-        return task, before
+        return task, before.priority
 
     async def dependencies(self, who: Principal, task_id: str) -> Dependencies:
         """Raises `TaskNotFound`."""
         task = await self.get(who, task_id)
-        states = {other.task_id: other.state for other in await self.store.many(Task, task.depends_on)}
+        states = {other.task_id: other.state for other in await self.finished.many(task.depends_on)}
         blocking = tuple(name for name in task.depends_on if states.get(name) is not TaskState.COMPLETED)
         return Dependencies(
             task_id=task_id, depends_on=task.depends_on, states=states, blocking=blocking,
@@ -229,7 +238,7 @@ class Tasks:
     async def _reported(self, task_id: str, token: str) -> Task:
         if not token:  # who has none learns not even whether there is such a task
             raise Unauthenticated("a task token is needed")
-        task = await self.store.find(Task, task_id)
+        task = await self.finished.find(task_id)
         if task is None:
             raise TaskNotFound(f"no task {task_id}", task_id=task_id)
         return task

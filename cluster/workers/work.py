@@ -13,10 +13,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.settings import ROOT
-
-CONFIG = ROOT / "configs" / "workers.yaml"
-
 
 class Job:
     """A task as its callable sees it. It runs in a thread; everything here may be called from there."""
@@ -48,7 +44,7 @@ Work = Callable[[dict[str, Any], Job], Any]
 
 
 class PoolConfig(BaseModel):
-    """configs/workers.yaml."""
+    """configs/workers.yaml, or the file that `VILLAGE_WORKERS_CONFIG` names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +58,7 @@ class PoolConfig(BaseModel):
     callables: dict[str, str] = {}  # capability to "package.module:function"
 
 
-def configured(path: Path = CONFIG) -> PoolConfig:
+def configured(path: Path) -> PoolConfig:
     """What the file says. Raises `ValueError` where it says something else."""
     return PoolConfig(**(yaml.safe_load(path.read_text()) or {}))
 

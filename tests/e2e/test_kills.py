@@ -69,13 +69,33 @@ def everything_done_once(village: Running, agent: Slow, ids: list[str]) -> None:
     assert len({record["task_id"] for record in records["records"]}) == min(len(ids), 100)
 
 
-@pytest.mark.parametrize("part", ["RouterKeeper", "TrustKeeper", "StreamKeeper", "redis-server", "haproxy"])
+@pytest.mark.parametrize(
+    "part", ["RouterKeeper", "TrustKeeper", "StreamKeeper", "WorkersKeeper", "redis-server", "haproxy"]
+)
 def test_no_task_is_lost_or_done_twice_when_a_part_is_killed(village: Running, agent: Slow, part: str) -> None:
     ids = submit(village, agent, 60)
     village.until(lambda: len(agent.given) >= 5, 20, "the agent at work")
     village.kill(part)
     ready_again(village)
     everything_done_once(village, agent, ids)
+
+
+def test_a_killed_worker_of_the_village_loses_nothing(village: Running) -> None:
+    common = {"client_id": "pool", "task_type": "echo", "capability_required": "echo:v1"}
+    ids: list[str] = []
+    for batch in range(8):
+        tasks = [common | {"input_data": {"n": 100 * batch + n}} for n in range(100)]
+        ids += village.post("/ains/tasks/batch", {"tasks": tasks})["task_ids"]
+        if batch in (2, 5):
+            village.kill("WorkerKeeper")
+
+    def total(status: str) -> int:
+        return village.get("/ains/tasks", client_id="pool", status=status, limit=1)["pagination"]["total"]
+
+    village.until(lambda: total("COMPLETED") == len(ids), 60, "all done")
+    last = village.get(f"/ains/tasks/{ids[-1]}")
+    assert last["result_data"] == {"n": 799} and last["assigned_agent_id"] == "village-workers"
+    village.until(lambda: village.get("/ains/agents/village-workers")["current_load"] == 0, 20, "nothing held")
 
 
 def test_a_killed_gateway_comes_back_and_tasks_go_on(village: Running, agent: Slow) -> None:

@@ -63,7 +63,7 @@ class Chains:
         """Raises `ChainNotFound`."""
         chain = await self.get(who, chain_id)
         plan = await self._plan(chain_id)
-        tasks = await self.store.many(Task, [step.task_id for step in chain.begun])
+        tasks = await self.tasks.finished.many([step.task_id for step in chain.begun])
         return View(chain, plan.steps, {t.task_id: t for t in tasks}, await self._expected(chain, plan.steps))
 
     async def _plan(self, chain_id: str) -> Plan:
@@ -119,7 +119,7 @@ class Chains:
             machine.retry(before, plan.steps, None, self.clock())  # or it may not
             # Its last task may be on its way still, if the chain was cancelled just now: no step runs twice at once.
             await cancel_task(self.tasks, before)
-            task = await self.store.find(Task, before.current.task_id)
+            task = await self.tasks.finished.find(before.current.task_id)
             after = machine.retry(before, plan.steps, task, self.clock())
             writes = [Write(before, after, version, changed(before, after))]
             if after.state is ChainState.RUNNING:
@@ -133,7 +133,7 @@ class Chains:
         if chain.current_step == 0:
             return None
         last = chain.begun[-2]
-        task = await self.store.find(Task, last.task_id)
+        task = await self.tasks.finished.find(last.task_id)
         if task is None:
             raise Conflict(f"the result of step {last.name!r} is not kept any more", chain_id=chain.chain_id)
         return task.result_data

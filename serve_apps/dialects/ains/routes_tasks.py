@@ -15,6 +15,7 @@ from cluster.routing.strategies import DEFAULT
 from cluster.tasks.listing import Filter, Found
 from cluster.tasks.model import FINAL, Task, TaskState
 from cluster.tasks.service import TaskSpec
+from cluster.tasks.verification import Verification
 from serve_apps.core import FromCore
 from serve_apps.dialects.ains.fields import stamp
 from serve_apps.dialects.ains.items import Wrong, in_order, malformed, or_wrong, refused
@@ -34,7 +35,8 @@ class Submission(BaseModel):
     """A task as a client asks for it.
 
     `trust_min`: no agent below that trust gets it. `heartbeat_seconds`: an agent that runs it and is silent for longer
-    has lost it, and it is tried again while retries are left; 0 expects no heartbeats.
+    has lost it, and it is tried again while retries are left; 0 expects no heartbeats. `verification`: several agents
+    do it, and their results are compared (docs/trust.md).
     """
 
     client_id: str = Field(min_length=1, max_length=200)
@@ -48,6 +50,7 @@ class Submission(BaseModel):
     routing_strategy: str = DEFAULT
     trust_min: float = Field(0.0, ge=0, le=1)
     heartbeat_seconds: int = Field(0, ge=0, le=3600)
+    verification: Verification | None = None
     metadata: dict[str, Any] = {}
 
     def spec(self) -> TaskSpec:
@@ -112,6 +115,7 @@ def shown(task: Task) -> dict[str, Any]:
         "parent_id": task.parent_id or None, "trust_min": task.trust_min, "heartbeat_seconds": task.heartbeat_seconds,
         "progress": task.progress, "progress_message": task.progress_message or None,
         "last_heartbeat_at": stamp(task.heartbeat_at if task.heartbeat_at != task.started_at else None),
+        "verification": task.verification.model_dump(mode="json") if task.verification else None,
         "deadline": stamp(task.deadline), "metadata": task.metadata,
         "execution_time_seconds": task.execution_seconds, "created_at": iso(task.created_at),
         "assigned_at": stamp(task.assigned_at), "started_at": stamp(task.started_at),
@@ -205,7 +209,7 @@ async def list_tasks(
 ) -> dict[str, Any]:  # fmt: skip
     """Tasks, newest first.
 
-    Filters by client and status are answered from an index. Others look through at most 2000 tasks a page, which says
+    Filters by client and status are answered from an index. Others look through at most 1000 tasks a page, which says
     how many in `scanned`; with `has_more` a page may be short, and `next_cursor` goes on.
     """
     if cursor and offset:

@@ -12,6 +12,7 @@ from eventually import eventually
 from pool_process import CALLABLES
 
 from cluster.identity.model import SYSTEM
+from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tasks.model import Task
 from cluster.workers import pool
@@ -19,7 +20,7 @@ from cluster.workers.keeper import PoolKeeper
 from cluster.workers.model import Agent
 from cluster.workers.pool import MOST_AHEAD, PoolWorker, ahead
 from cluster.workers.scaling import wanted
-from cluster.workers.work import CONFIG, Job, PoolConfig, configured, resolve
+from cluster.workers.work import Job, PoolConfig, configured, resolve
 
 SCRIPT = Path(__file__).parents[2] / "pool_process.py"
 
@@ -230,7 +231,7 @@ def test_a_worker_takes_many_short_tasks_and_one_long_one():
 
 
 def test_the_shipped_configuration_names_callables_that_are_there():
-    config = configured(CONFIG)
+    config = configured(Settings().workers_config)
     found = resolve(config.callables)
     job = Job("task_1", 1, {})
     assert found["echo:v1"]({"a": 1}, job) == {"a": 1}

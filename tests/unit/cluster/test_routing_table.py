@@ -109,15 +109,26 @@ def test_a_task_says_who_may_not_have_it(table: Table):
 
 
 def test_an_agent_without_an_answer_rests_each_time_twice_as_long(table: Table):
-    rests = [(table.unanswered("ada", NOON) - NOON).total_seconds() for _ in range(8)]
+    at, rests = NOON, []
+    for _ in range(8):
+        until = table.unanswered("ada", at)
+        assert until is not None
+        rests.append((until - at).total_seconds())
+        assert table.room("sums:v1") == 2 and chosen(table) == "bob"
+        assert list(table.rested(until - timedelta(seconds=0.1))) == [] and table.room("sums:v1") == 2
+        assert list(table.rested(until)) == ["sums:v1"] and table.room("sums:v1") == 4
+        assert list(table.rested(until)) == []
+        at = until
     assert rests == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert table.room("sums:v1") == 2 and chosen(table) == "bob"
-    assert list(table.rested(NOON + timedelta(seconds=59))) == [] and table.room("sums:v1") == 2
-    assert list(table.rested(NOON + timedelta(seconds=60))) == ["sums:v1"] and table.room("sums:v1") == 4
-    assert list(table.rested(NOON + timedelta(seconds=61))) == []
-    table.answered("ada", NOON)
-    assert (table.unanswered("ada", NOON) - NOON).total_seconds() == 1
-    assert table.unanswered("nobody", NOON) is None
+    table.answered("ada", at)
+    assert table.unanswered("ada", at) == at + timedelta(seconds=1) and table.unanswered("nobody", at) is None
+
+
+def test_deliveries_that_fail_together_are_one_silence(table: Table):
+    # The bug: an agent that was killed with five tasks in hand rested for 16 s, and with seven for a minute.
+    first = table.unanswered("ada", NOON)
+    for seconds in (0, 0.1, 0.9):
+        assert table.unanswered("ada", NOON + timedelta(seconds=seconds)) == first == NOON + timedelta(seconds=1)
 
 
 def test_an_answer_ends_a_rest(table: Table):

@@ -13,16 +13,15 @@ from cluster.store import Store
 from cluster.trust.ledger import TrustRecord
 from cluster.trust.service import LedgerKeeper
 
-NOON = utc_now()
-
 
 @pytest.fixture
 async def settings(store: Store, tmp_path: Path) -> Settings:
     """Of a village with two ledgers."""
+    at = utc_now()  # not of the import: evidence fades while other tests run
     for number in range(6):
         data = {"agent_id": ("ada", "bob")[number % 2], "outcome": "COMPLETED", "execution_time_seconds": 8.0}
         data["timeout_seconds"] = 10
-        await store.publish(Event(kind="task.completed", subject=f"task_{number}", owner="u", at=NOON, data=data))
+        await store.publish(Event(kind="task.completed", subject=f"task_{number}", owner="u", at=at, data=data))
     keeper = LedgerKeeper(store)
     while await keeper.step(wait_seconds=0):
         pass
