@@ -22,6 +22,7 @@ from cluster.events import Event
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.routing.backlog import Backlog, Waiting
 from cluster.routing.courier import Courier
+from cluster.routing.dependents import Dependents
 from cluster.routing.plan import plan
 from cluster.routing.table import Offer, Table, in_village
 from cluster.routing.timekeeper import OFFER_SECONDS, Timekeeper
@@ -56,9 +57,9 @@ class Router:
         self, store: Store, trust: Trust, delivery: Delivery, clock: Clock = utc_now, finished: Finished | None = None
     ) -> None:
         self.store, self.trust, self.clock = store, trust, clock
-        self.finished = finished or Finished(store)
         self.table = Table()
         self.steps = Steps(store)
+        self.dependents = Dependents(store, finished or Finished(store), clock)
         self.courier = Courier(store, self.table, delivery, clock)
         self.timekeeper = Timekeeper(self, clock)
         self.backlog = Backlog()
@@ -98,9 +99,7 @@ class Router:
         for task in await self.store.first_of_each(Task, "ready"):
             self.backlog.expect(task.capability_required, task.share)
             self.wake(task.capability_required)
-        waiting = await self.store.ids(Task, "waiting")
-        for start in range(0, len(waiting), LAPSES):
-            await self._resolve(waiting[start : start + LAPSES])
+        await self.dependents.resolve(await self.store.ids(Task, "waiting"))
 
     async def _recover_held(self, found: Sequence[tuple[Task, str]]) -> None:
         lost = []
@@ -147,7 +146,7 @@ class Router:
                 else:
                     await insist(lambda seen=event: self._observe_agent(seen))
             if ended:
-                self.aside.spawn(insist(lambda ids=ended: self._free_dependents(ids)))
+                self.aside.spawn(insist(lambda ids=ended: self.dependents.free(ids)))
 
     async def _observe_agent(self, event: Event) -> None:
         agent = await self.store.find(Agent, event.subject)
@@ -172,7 +171,7 @@ class Router:
             self.backlog.add(Waiting(data["place"], task_id, data["capability"], data["share"]))
             self.wake(data["capability"])
         elif data["waiting"]:
-            self.aside.spawn(insist(lambda: self._resolve([task_id])))
+            self.aside.spawn(insist(lambda: self.dependents.resolve([task_id])))
         return False
 
     async def _listen(self) -> None:
@@ -181,20 +180,6 @@ class Router:
                 until = self.clock() + timedelta(seconds=offer["seconds"])
                 credit = Offer(offer["credit"], until)
                 self.wake(*self.table.offer(offer["agent_id"], offer["inbox"], credit, self.clock()))
-
-    async def _free_dependents(self, ended: Sequence[str]) -> None:
-        counts = await self.store.counts(Task, "dependents", [(task_id,) for task_id in ended])
-        for task_id, count in zip(ended, counts, strict=True):
-            if count:
-                await self._resolve(await self.store.ids(Task, "dependents", task_id))
-
-    async def _resolve(self, task_ids: Sequence[str]) -> None:
-        for start in range(0, len(task_ids), LAPSES):
-            found = await self.store.load_many(Task, task_ids[start : start + LAPSES])
-            names = sorted({name for task, _ in found for name in task.waiting_for})
-            states = {other.task_id: other.state for other in await self.store.many(Task, names)}
-            states |= await self.finished.ends([name for name in names if name not in states])
-            await self.steps.many(found, lambda t, known=states: machine.resolve(t, known, self.clock()))
 
     # ---- dispatch
 

@@ -9,6 +9,7 @@ from cluster.identity.model import Principal
 from cluster.store import Store, Write
 from cluster.tasks import machine
 from cluster.tasks.events import changed
+from cluster.tasks.finished import Finished
 from cluster.tasks.listing import Filter, find
 from cluster.tasks.model import FINAL, Task, TaskState
 
@@ -29,12 +30,12 @@ class Cancelled:
 
 
 async def cancel_many(
-    store: Store, who: Principal, wanted: Filter, task_ids: Sequence[str], reason: str, at: datetime
+    finished: Finished, who: Principal, wanted: Filter, task_ids: Sequence[str], reason: str, at: datetime
 ) -> Cancelled:
     """Cancel these tasks as far as they are wanted, or without ids the wanted ones that have not ended."""
-    done = Cancelled()
+    done, store = Cancelled(), finished.store
     if task_ids:
-        found = await _named(store, who, wanted, task_ids, done)
+        found = await _named(finished, who, wanted, task_ids, done)
     else:
         ids = await _live(store, who, wanted, done)
         found = await store.load_many(Task, ids)
@@ -59,10 +60,12 @@ async def _live(store: Store, who: Principal, wanted: Filter, done: Cancelled) -
 
 
 async def _named(
-    store: Store, who: Principal, wanted: Filter, task_ids: Sequence[str], done: Cancelled
+    finished: Finished, who: Principal, wanted: Filter, task_ids: Sequence[str], done: Cancelled
 ) -> list[Versioned]:
     names = list(dict.fromkeys(task_ids))
-    found = {task.task_id: (task, version) for task, version in await store.load_many(Task, names)}
+    found = {task.task_id: (task, version) for task, version in await finished.store.load_many(Task, names)}
+    if missing := [name for name in names if name not in found]:
+        found |= {task.task_id: (task, "") for task in await finished.many(missing)}  # ended, and not in the store
     kept: list[Versioned] = []
     for name in names:
         task, version = found.get(name, (None, ""))

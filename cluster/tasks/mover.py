@@ -1,7 +1,7 @@
 """Moving tasks that have ended from Redis to the archive, so that their number is bounded by the disk.
 
-First the rows, then commits that take the tasks out of Redis and say that the rows count: killed in between, the rows do
-not count, and whoever moves next drops them and begins again.
+First the rows, then commits that take the tasks out of Redis and say that the rows count: killed in between, the rows
+do not count, and whoever moves next drops them and begins again.
 """
 
 import asyncio

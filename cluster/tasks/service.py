@@ -173,7 +173,7 @@ class Tasks:
     ) -> Cancelled:  # fmt: skip
         """See `cancelling.cancel_many`."""
         wanted = Filter(client_id=client_id, parent_id=parent_id)
-        return await cancel_many(self.store, who, wanted, task_ids, reason, self.clock())
+        return await cancel_many(self.finished, who, wanted, task_ids, reason, self.clock())
 
     async def prioritise(self, who: Principal, task_id: str, priority: int) -> tuple[Task, int]:
         """The task and its former priority. Raises `TaskNotFound`, `Conflict`."""

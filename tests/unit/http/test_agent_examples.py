@@ -1,4 +1,4 @@
-"""The agents of docs/tasks-and-trust.md, run as they stand, against a gateway on a port of its own."""
+"""The agents of docs/tasks.md, run as they stand, against a gateway on a port of its own."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from serve_apps.listener import Server, configured
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "docs" / "examples"
-PAGE = (ROOT / "docs" / "tasks-and-trust.md").read_text()
+PAGE = (ROOT / "docs" / "tasks.md").read_text()
 
 
 @pytest.fixture
