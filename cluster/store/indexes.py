@@ -48,6 +48,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: ClassVar[str]
+    lean: ClassVar[bool] = False  # stored without what is as by default: such defaults never change
     indexes: ClassVar[tuple[Index, ...]] = ()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

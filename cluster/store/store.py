@@ -28,6 +28,7 @@ Step = Callable[[Any], Record]
 EventOf = Callable[[Any, Any], Event | None]
 
 COMMIT = (Path(__file__).parent / "commit.lua").read_text()
+READ = (Path(__file__).parent / "read.lua").read_text()
 PATIENCE_SECONDS = 3.0
 AWAY_SECONDS = 0.8  # the same after a call that nobody answered: who makes several is told within 5 s all the same
 RACES = 100  # a change that loses this often is contended beyond what optimistic commits are for
@@ -85,6 +86,7 @@ class Store(Stream, Sets):
         # As it came: redis-py would make a dictionary of each event, for readers that want few of them.
         self._redis.set_response_callback("XREAD", lambda answer, **_: answer)
         self._commit = self._redis.register_script(COMMIT)
+        self._read = self._redis.register_script(READ)
         self._away = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -149,13 +151,11 @@ class Store(Stream, Sets):
 
     async def read(self, *wanted: tuple[type[Record], str]) -> list[tuple[Any, str]]:
         """Records of any kinds with their versions, read in this order in one round trip; (None, "0") for none."""
-        pipe = self._redis.pipeline(transaction=False)
-        for kind, record_id in wanted:
-            pipe.hmget(record_key(kind.kind, record_id), "version", "body")
-        rows = await self._call(pipe.execute())
+        keys = [record_key(kind.kind, record_id) for kind, record_id in wanted]
+        rows = await self._call(self._read(keys=keys)) if keys else []
         return [
             (None, "0") if body is None else (kind.model_validate_json(body), version)
-            for (kind, _), (version, body) in zip(wanted, rows, strict=True)
+            for (kind, _), version, body in zip(wanted, rows[::2], rows[1::2], strict=True)
         ]
 
     async def change(self, kind: type[R], record_id: str, step: Callable[[R], R], event: EventOf | None = None) -> R:
@@ -224,7 +224,7 @@ class Store(Stream, Sets):
             if guard is not None:
                 keys.append(index_key(some.kind, guard.index, guard.parts))
             try:
-                body = write.after.model_dump_json() if write.after else ""
+                body = write.after.model_dump_json(exclude_defaults=write.after.lean) if write.after else ""
                 events = [part for event in write.events for part in (event.kind, entry(event))]
             except PydanticSerializationError as error:  # lone surrogates, which JSON can write and UTF-8 cannot
                 raise Invalid("a text in it is not valid Unicode") from error

@@ -72,6 +72,7 @@ class Task(Record):
     """Immutable: a change is a new `Task`, which `machine.advance` returns and the store commits."""
 
     kind: ClassVar[str] = "task"
+    lean: ClassVar[bool] = True  # a queued task is 250 bytes instead of 830
     indexes: ClassVar[tuple[Index, ...]] = (
         Index("list", score=_when, parts=_lists),
         Index(
