@@ -95,15 +95,18 @@ class Router:
         ids = await self.store.ids(Task, "deadline")
         for start in range(0, len(ids), LAPSES):
             found = await self.store.load_many(Task, ids[start : start + LAPSES])
-            await self._recover_held([(task, version) for task, version in found if task.state in HELD])
+            await self.recover_held(found)
         for task in await self.store.first_of_each(Task, "ready"):
             self.backlog.expect(task.capability_required, task.share)
             self.wake(task.capability_required)
         await self.dependents.resolve(await self.store.ids(Task, "waiting"))
 
-    async def _recover_held(self, found: Sequence[tuple[Task, str]]) -> None:
+    async def recover_held(self, found: Sequence[tuple[Task, str]]) -> None:
+        """Know what agents hold that another router gave out; what it had on its way goes back to the queue."""
         lost = []
         for task, version in found:
+            if task.state not in HELD:
+                continue
             at = self.clock()
             if task.accepted and task.agent_id in self.table.entries:
                 self.table.hold(task.agent_id, task, at)

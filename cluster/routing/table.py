@@ -107,6 +107,8 @@ class Table:
             known = self.entries[agent.agent_id] = Entry(agent, standing)
         for tag in agent.tags:
             self.by_tag.setdefault(tag, set()).add(agent.agent_id)
+            for strategy in CATALOGUE:
+                self.heaps.pop((tag, strategy), None)  # made anew when they are asked for
         known.trust = standing.score(at)
         self._changed(known, at)
 
@@ -121,9 +123,10 @@ class Table:
         self._count(entry, entry.room)
         if entry.counted:
             for tag in entry.agent.tags:
-                for strategy in CATALOGUE:
-                    if (tag, strategy) in self.heaps:
-                        self._push(tag, strategy, entry, at)
+                if len(self.by_tag[tag]) > 1:
+                    for strategy in CATALOGUE:
+                        if (tag, strategy) in self.heaps:
+                            self._push(tag, strategy, entry, at)
 
     def _push(self, tag: str, strategy: str, entry: Entry, at: datetime) -> None:
         heap = self.heaps[tag, strategy]
@@ -151,6 +154,11 @@ class Table:
 
     def choose(self, task: Task, at: datetime) -> tuple[Entry, str] | None:
         """The agent and its inbox that the task's strategy and its own rules name; None where nobody can have it."""
+        agents = self.by_tag.get(task.capability_required, ())
+        if len(agents) == 1:  # as with the village's own workers: nothing to put in order
+            [only] = (self.entries[agent_id] for agent_id in agents)
+            inbox = only.inbox_for(task) if only.counted and allowed(task, only.agent, only.standing, at) else None
+            return None if inbox is None else (only, inbox)
         place = (task.capability_required, task.routing_strategy)
         if place not in self.heaps:
             self._rank(*place, at)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from cluster.aside import insist
 from cluster.clock import Clock
 from cluster.errors import Unavailable
+from cluster.presence import BEAT_SECONDS, Presence
 from cluster.routing.table import Entry, in_village
 from cluster.tasks import machine
 from cluster.tasks.model import Task
@@ -21,6 +23,7 @@ log = logging.getLogger("village.router")
 TICK_SECONDS = 0.25
 SLOW_TICK_SECONDS = 1.0  # between two tries of tasks that nobody may have
 RANK_SECONDS = 60.0
+ALONE_SECONDS = 3 * BEAT_SECONDS
 DEAF_SECONDS = 2.0  # between two looks: longer, and nobody's silence says anything
 OFFER_SECONDS = 6.0  # how long an offer counts; who makes one renews it in a third of that
 AT_ONCE = 500  # tasks of one commit
@@ -33,6 +36,7 @@ class Timekeeper:
         self.router, self.clock = router, clock
         self.random = random.Random()
         self.looked = clock()  # the last time that all was looked at, so that the store was there
+        self.company = clock()  # the last time that another router was seen to live
 
     async def run(self) -> None:
         """For ever."""
@@ -46,6 +50,7 @@ class Timekeeper:
                     slow = loop.time()
                     await router.fill(router.backlog.lines)  # without room nobody asks, but the beat says what waits
                     router.wake(*router.backlog.unpark())
+                    await self._adopt()
             except Unavailable:
                 log.warning("the store does not answer")
             if loop.time() - ranked >= RANK_SECONDS:
@@ -68,6 +73,22 @@ class Timekeeper:
         await self._all_until(at.timestamp(), "delayed", lambda t: machine.wake(t, self.clock()))
         await self._all_until(at.timestamp(), "deadline", self._lapse)
         self.looked = at
+
+    async def _adopt(self) -> None:
+        """Take over what another router gave out that has ended since: nobody delivers it, nor counts it here."""
+        router, at = self.router, self.clock()
+        beat = await router.store.find(Presence, router.NAME)
+        if beat is not None and (beat.pid, beat.host) != (os.getpid(), os.uname().nodename):
+            self.company = at
+        if (at - self.company).total_seconds() < ALONE_SECONDS:
+            return
+        ids = await router.store.ids(Task, "deadline")
+        known = {attempt.rpartition(".")[0] for entry in router.table.entries.values() for attempt in entry.held}
+        long_ago = at - timedelta(seconds=ALONE_SECONDS)
+        found = await router.store.load_many(Task, [task_id for task_id in ids if task_id not in known])
+        await router.recover_held(
+            [(task, version) for task, version in found if task.assigned_at and task.assigned_at < long_ago]
+        )
 
     def _lapse(self, task: Task) -> Task:
         return machine.lapse(task, self.clock(), self.random.random())
