@@ -182,7 +182,8 @@ def predicate(who: Principal, wanted: Filter, through: int, after: Place | None,
         parts.append(f"created <= {wanted.high!r}")
     if after is not None:
         (at, task_id), sign = after, "<" if newest_first else ">"
-        parts.append(f"(created {sign} {at!r} OR (created = {at!r} AND task_id {sign} {quoted(task_id)}))")
+        name = quoted(task_id.encode(errors="replace").decode())  # a cursor may say anything
+        parts.append(f"(created {sign} {at!r} OR (created = {at!r} AND task_id {sign} {name}))")
     return " AND ".join(parts)
 
 

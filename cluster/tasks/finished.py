@@ -14,11 +14,11 @@ from cluster.errors import Invalid, Unavailable
 from cluster.identity.model import Principal
 from cluster.store import Record, Store
 from cluster.tasks.archive import TaskArchive, predicate
-from cluster.tasks.listing import SCAN, Filter, Found, find, place_of, read, written
+from cluster.tasks.listing import SCAN, Filter, Found, find, place_of, read, shelves, written
 from cluster.tasks.model import Task, TaskState
 
 log = logging.getLogger("village.tasks")
-MOVES = 5  # a page is read again when tasks moved meanwhile; after that its total may be a few off
+MOVES = 20  # sizes are read again when tasks moved meanwhile; after that they may be a few off
 COUNTS = 256  # that are remembered
 T = TypeVar("T")
 
@@ -93,9 +93,11 @@ class Finished:
         """`listing.find`, over both. Raises `Invalid`."""
         archive = await self._reading()
         if archive is None or predicate(who, wanted, 0, None, True) is None:
-            return await find(
+            found = await find(
                 self.store, who, wanted, newest_first=newest_first, cursor=cursor, offset=offset, limit=limit
             )
+            if archive is not None or (archive := await self._reading()) is None:  # or the first left meanwhile
+                return found
         return await _Look(self, archive, who, wanted, newest_first).page(cursor, offset, limit)
 
     async def count(self, archive: TaskArchive, where: str) -> int:
@@ -126,6 +128,7 @@ class _Look:
     ) -> None:
         self.finished, self.archive, self.store = finished, archive, finished.store
         self.who, self.wanted, self.newest_first = who, wanted, newest_first
+        self.exact = shelves(who, wanted)[1]  # whether the sizes of sets tell how many there are
 
     async def page(self, cursor: str, offset: int, limit: int) -> Found:
         """See `Finished.page`."""
@@ -135,7 +138,9 @@ class _Look:
 
     async def _after(self, cursor: str, limit: int) -> Found:
         """The page after a place: the first of what each has there."""
-        here, border = await self._still(lambda _: self._redis(self.wanted, cursor, 0, limit))
+        # In this order: what has left Redis since it was read is in the archive, and nothing is in neither.
+        here = await self._redis(self.wanted, cursor, 0, limit)
+        border = await self.finished.border()
         there = await self._rows(border, cursor, 0, limit + 1)
         tasks = self._merged(here.items, there)
         if here.cursor:  # beyond that place Redis has tasks that were not read
@@ -147,15 +152,17 @@ class _Look:
         else:
             found.cursor = here.cursor
         if here.total is not None:
-            found.total = here.total + await self._count(border)
+            total = here.total
+            if self.exact:
+                total, border = await self._still(lambda _: self._total(self.wanted))
+            found.total = total + await self._count(border)
         return found
 
     async def _skipped(self, offset: int, limit: int) -> Found | None:
         """The page at an offset, where Redis can tell sizes: of what Redis alone has, or of where both have some."""
-        seen, border = await self._still(lambda border: self._plan(border, offset, limit))
-        if seen is None:
+        if not self.exact:
             return None
-        part, total = seen
+        (part, total), border = await self._still(lambda border: self._plan(border, offset, limit))
         tasks = part.alone
         if part.limit:
             # As many rows more as there are tasks among them: no other can stand on this page.
@@ -166,13 +173,11 @@ class _Look:
         more = bool(tasks) and offset + limit < total
         return Found(tasks, total, written(place_of(tasks[-1])) if more else "")
 
-    async def _plan(self, border: Border, offset: int, limit: int) -> tuple["_Part", int] | None:
-        archived, total = await self._count(border), (await self._redis(self.wanted, "", 0, 1)).total
-        if total is None:
-            return None
+    async def _plan(self, border: Border, offset: int, limit: int) -> tuple[_Part, int]:
+        archived, total = await self._count(border), await self._total(self.wanted)
         last = datetime.fromtimestamp(border.newest, UTC)
         older = replace(self.wanted, created_before=min(self.wanted.created_before or last, last))
-        mixed = (await self._redis(older, "", 0, 1)).total or 0  # in Redis, and older than the archive's newest
+        mixed = await self._total(older)  # in Redis, and older than the archive's newest
         if self.newest_first:
             here, size = offset, max(0, min(limit, total - mixed - offset))
             part = _Part(max(0, offset - total + mixed), limit - size)
@@ -202,6 +207,9 @@ class _Look:
             border, left = await self.finished.border(), left - 1
             if border == before or not left:
                 return seen, border
+
+    async def _total(self, wanted: Filter) -> int:
+        return (await self._redis(wanted, "", 0, 1)).total or 0
 
     async def _redis(self, wanted: Filter, cursor: str, offset: int, limit: int) -> Found:
         return await find(

@@ -192,7 +192,7 @@ class Walk:
             fresh = [task for task in tasks if self.place is None or self._past(place_of(task), self.place)]
             if fresh or len(ids) < chunk:
                 return fresh, len(ids) < chunk
-            offset += chunk  # many of one instant, all of them behind us
+            offset += len(tasks)  # many of one instant, all of them behind us; what is gone stands in no set either
 
     def _past(self, place: Place, other: Place) -> bool:
         return place < other if self.newest_first else place > other

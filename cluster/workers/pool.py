@@ -31,6 +31,7 @@ log = logging.getLogger("village.worker")
 OFFER_SECONDS = 6.0
 RENEW_SECONDS = 2.0
 LOOK_SECONDS = 1.0  # between two looks at what a running callable's task has become
+LOST_SECONDS = 2.0  # between two looks for tasks that were taken by a call whose answer never came
 GRACE_SECONDS = 5.0  # for a callable to notice that it is over
 AHEAD_SECONDS = 0.05  # of work that a worker takes in advance
 MOST_AHEAD = 128
@@ -133,13 +134,15 @@ class PoolWorker:
             log.warning("the store does not answer")
 
     async def _work(self) -> None:
+        looked = time.monotonic()
         while not (self.retired and await insist(self._empty)):
             try:
                 found = await self.store.take(Task, "inbox", self.inbox, limit=MOST_AHEAD, wait_seconds=RENEW_SECONDS)
                 if found:
                     await self._batch(found)
-                else:
+                if time.monotonic() - looked > LOST_SECONDS:
                     await self._recover_lost()
+                    looked = time.monotonic()
             except Unavailable:
                 await asyncio.sleep(0.2)
 

@@ -10,8 +10,12 @@ from working_agent import WorkingAgent, accept, complete, fail, forget
 from cluster.clock import utc_now
 from cluster.errors import StaleAttempt, Unauthenticated, Unavailable
 from cluster.identity.model import SYSTEM
+from cluster.presence import Presence
 from cluster.routing import backlog as backlogs
+from cluster.routing import timekeeper
 from cluster.store import Store, Write
+from cluster.tasks import machine
+from cluster.tasks.events import changed
 from cluster.tasks.model import Task
 
 
@@ -324,6 +328,40 @@ async def test_a_second_router_finishes_what_the_first_had_on_its_way(village):
     kinds = [e.kind for e in await village.store.events(limit=5000) if e.kind == "task.completed"]
     assert len(kinds) == 12  # once in effect, though five of them were delivered twice
     assert sum(agent.times(task.task_id) for task in tasks) == 17
+
+
+async def test_what_another_router_gave_out_and_did_not_live_to_deliver_is_taken_over(village, monkeypatch):
+    # A router that was cut off, not dead, and died later: the one that lives never starts again to look for its tasks.
+    monkeypatch.setattr(timekeeper, "ALONE_SECONDS", 0.3)
+    monkeypatch.setattr(timekeeper, "SLOW_TICK_SECONDS", 0.1)
+    agent = await village.agent("ada")
+    village.route()
+    await eventually(lambda: "ada" in village.router.table.entries)
+    task = await village.submit(capability_required="other:v1", max_retries=0, timeout_seconds=60)
+    at = utc_now()
+    await village.store.change(
+        Task, task.task_id, lambda t: machine.start(machine.assign(t, "ada", "token", at), 1, at), changed
+    )
+    back = await eventually(village.reaches(task.task_id, "PENDING"))
+    assert back.attempt == 1 and back.retry_count == 0 and not agent.tasks
+
+
+async def test_what_another_router_gave_out_that_lives_is_left_to_it(village, monkeypatch):
+    monkeypatch.setattr(timekeeper, "ALONE_SECONDS", 0.3)
+    monkeypatch.setattr(timekeeper, "SLOW_TICK_SECONDS", 0.1)
+    await village.agent("ada")
+    village.route()
+    await eventually(lambda: "ada" in village.router.table.entries)
+    task = await village.submit(capability_required="other:v1")
+    at = utc_now()
+    await village.store.change(
+        Task, task.task_id, lambda t: machine.start(machine.assign(t, "ada", "token", at), 1, at), changed
+    )
+    other = Presence(presence_id="router", pid=1, host="elsewhere", at=at)
+    for _ in range(8):
+        await village.store.upsert(other, lambda _: other)
+        await asyncio.sleep(0.1)
+    assert (await village.task(task.task_id)).state == "RUNNING"
 
 
 async def test_a_second_router_leaves_an_accepted_task_with_its_agent(village):

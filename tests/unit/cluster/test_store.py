@@ -14,6 +14,7 @@ from cluster.errors import AlreadyExists, Invalid, NotFound, Unavailable
 from cluster.events import Event
 from cluster.events.model import START, stream_id
 from cluster.store import Guard, Index, Record, Store, Write
+from cluster.store.check import differences, everything
 from cluster.store.indexes import EVENTS, SIGNALS, entries, index_key, record_key
 
 AT = utc_now()
@@ -366,6 +367,20 @@ async def test_first_of_each_finds_every_set_of_many_and_no_other_indexes(store:
     await store.commit(*(Write(None, Thing(thing_id=f"t{n}", size=n, colour=f"c{n % 700}")) for n in range(1000)))
     firsts = await store.first_of_each(Thing, "colour")
     assert sorted(thing.size for thing in firsts) == list(range(700))
+
+
+async def test_the_check_finds_every_difference_between_indexes_and_records(store: Store):
+    for n, colour in enumerate(["red", "blue", "a:b"]):
+        await store.create(Thing(thing_id=f"t{n}", size=n, colour=colour))
+    things = await everything(store, Thing)
+    assert {thing.id for thing in things} == {"t0", "t1", "t2"} and await differences(store, Thing, things) == []
+    await store._redis.zrem(index_key("thing", "colour", ("red",)), "t0")
+    await store._redis.zadd(index_key("thing", "colour", ("green",)), {"t1": 1})
+    await store._redis.zadd(index_key("thing", "size"), {"t2": 7})
+    found = await differences(store, Thing, things)
+    assert [text.partition(": ")[2] for text in found] == [
+        "t1 stands at 1.0, not at None", "t0 stands at None, not at 0.0", "t2 stands at 7.0, not at 2.0",
+    ]  # fmt: skip
 
 
 # ---- signals
