@@ -4,8 +4,10 @@ from typing import ClassVar
 
 from cluster.events.model import START, order
 from cluster.store import Index, Record, Store
+from cluster.store.gauge import events_kept
 
 KEEP_EVENTS_MS = 24 * 3600 * 1000  # for readers without a cursor, such as a WebSocket that resumes
+KEEP_EVENTS = 1_000_000  # about 500 MB
 
 
 class Cursor(Record):
@@ -19,8 +21,19 @@ class Cursor(Record):
 
 
 async def forget_what_all_have_read(store: Store) -> None:
-    """Drop events a day older than the slowest reader's place."""
+    """Drop events a day older than the slowest reader's place, and sooner where there are too many of them."""
     slowest = (await store.page(Cursor, "all", limit=1, newest_first=False)).items
     if slowest:
-        milliseconds, _ = order(slowest[0].event_id)
-        await store.forget_events(f"evt_{max(0, milliseconds - KEEP_EVENTS_MS)}-0")
+        read, _ = order(slowest[0].event_id)
+        oldest, newest = (order(end)[0] for end in await store.ends())
+        await store.forget_events(f"evt_{keep_from(read, oldest, newest, await events_kept(store))}-0")
+
+
+def keep_from(read: int, oldest: int, newest: int, count: int) -> int:
+    """The time, in milliseconds, from which events are kept: never one that the slowest reader has before it. Pure.
+
+    Where more are kept than shall be, as large a share of the time goes as of the events is too much: they come about
+    evenly, and it is looked at again in seconds.
+    """
+    keep = newest - oldest if count <= KEEP_EVENTS else (newest - oldest) * KEEP_EVENTS // count
+    return max(0, min(read, max(read - KEEP_EVENTS_MS, newest - keep)))

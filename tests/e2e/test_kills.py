@@ -87,6 +87,7 @@ def test_a_killed_worker_of_the_village_loses_nothing(village: Running) -> None:
         tasks = [common | {"input_data": {"n": 100 * batch + n}} for n in range(100)]
         ids += village.post("/ains/tasks/batch", {"tasks": tasks})["task_ids"]
         if batch in (2, 5):
+            village.until(lambda: village.pids("WorkerKeeper"), 20, "a worker there to be killed")
             village.kill("WorkerKeeper")
 
     def total(status: str) -> int:
