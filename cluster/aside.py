@@ -38,6 +38,11 @@ class Aside:
         for task in self.tasks:
             task.cancel()
 
+    async def close(self) -> None:
+        """End all of them, and see them ended."""
+        self.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
 
 async def insist(action: Callable[[], Awaitable[T]]) -> T:
     """Until the store answers: what is in hand must not be lost because Redis is away."""

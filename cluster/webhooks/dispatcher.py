@@ -48,11 +48,14 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Read, send, keep time and sweep for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._read())
-            group.create_task(self.sender.run())
-            group.create_task(self._beat())
-            group.create_task(self._sweep())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read())
+                group.create_task(self.sender.run())
+                group.create_task(self._beat())
+                group.create_task(self._sweep())
+        finally:
+            await self.sender.aside.close()  # here, since the reader may have begun something after the sender ended
 
     # ---- reading
 
