@@ -6,7 +6,7 @@ UV := .venv/bin/uv
 TORCH_FROM := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit lint format types check bench conformance openapi fuzz lock clean
+.PHONY: help run test unit lint format types check bench conformance openapi fuzz torture lock clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -54,6 +54,10 @@ openapi: .venv/ready  ## write docs/openapi.json anew
 
 fuzz: .venv/ready  ## Schemathesis over every operation, for long
 	VILLAGE_FUZZ_EXAMPLES=300 $(PY) -m pytest tests/unit/http/test_schemathesis.py --timeout 0
+
+torture: .venv/ready  ## fifty seeds of random kills and a check of what they left (about 16 minutes)
+	.venv/bin/village torture --seed 100 --seeds 45
+	.venv/bin/village torture --seed 200 --seeds 5 --seconds 40 --tasks 800 --pause 30
 
 lock: .venv/ready  ## resolve pyproject.toml anew into requirements.lock
 	$(UV) pip compile -q pyproject.toml --extra cpu --group dev $(TORCH_FROM) --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o requirements.lock

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster import supervisor
-from cluster.cli import audit, logs, trust, users, webhooks, worker
+from cluster.cli import audit, logs, torture, trust, users, webhooks, worker
 from cluster.cli import status as status_table
 from cluster.cli import tour as guided
 from cluster.cli.agent import TAGS, DemoAgent
@@ -149,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
     trust.grammar(verbs, verb)
     webhooks.grammar(verbs, verb)
     worker.grammar(verb)
+    torture.grammar(verb)
     verb("token", token).add_argument("username", nargs="?")
     training = verb("train", train)
     training.add_argument("phase", nargs="?", default="cognate")
