@@ -36,6 +36,7 @@ async def run(name: str, url: str) -> None:
     if name == "router":
         await Router(store, Trust(store), Delivery("http://127.0.0.1:1", public_only=False)).run()
     elif name == "ledger":
+        heap.stand_back()
         await keep(LedgerKeeper(SharedStore(url)))
     elif name == "stream":
         shared = SharedStore(url)

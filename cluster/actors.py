@@ -86,6 +86,7 @@ class TrustKeeper(Keeper):
 
     async def main(self) -> None:
         """See `LedgerKeeper`."""
+        heap.stand_back()
         await keep(LedgerKeeper(SharedStore(Settings().redis)))
 
 

@@ -1,6 +1,7 @@
-"""The garbage collector of a process that serves."""
+"""What a process that runs for long asks of Python and of the machine."""
 
 import gc
+import os
 
 YOUNG = 20_000  # new containers between two collections; Python's 700 are one record of ours
 
@@ -13,3 +14,8 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, 20, 20)
+
+
+def stand_back() -> None:
+    """For those that keep books: while the machine is full, whoever does the work goes first."""
+    os.nice(5)

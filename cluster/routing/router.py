@@ -38,7 +38,7 @@ from cluster.workers.model import Agent
 
 log = logging.getLogger("village.router")
 TICK_SECONDS = 0.25
-BATCH = 128
+BATCH = 256
 LAPSES = 500  # tasks of one commit that time has changed
 AGENTS_PER_READ = 500
 TOLD = 100  # names of a kind that the beat says

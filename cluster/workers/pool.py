@@ -34,7 +34,7 @@ LOOK_SECONDS = 1.0  # between two looks at what a running callable's task has be
 LOST_SECONDS = 2.0  # between two looks for tasks that were taken by a call whose answer never came
 GRACE_SECONDS = 5.0  # for a callable to notice that it is over
 AHEAD_SECONDS = 0.05  # of work that a worker takes in advance
-MOST_AHEAD = 128
+MOST_AHEAD = 256
 FIRST_GUESS_SECONDS = 1.0  # how long a callable takes that nobody has seen at work: one at a time
 MAX_RESULT_BYTES = 16 << 20
 
