@@ -37,7 +37,7 @@ async def run(name: str, url: str) -> None:
         await Router(store, Trust(store), Delivery("http://127.0.0.1:1", public_only=False)).run()
     elif name == "ledger":
         heap.stand_back()
-        await keep(LedgerKeeper(SharedStore(url)))
+        await keep(LedgerKeeper(SharedStore(url, linger_seconds=0.02)))
     elif name == "stream":
         shared = SharedStore(url)
         await asyncio.gather(*(loop(shared, Settings(redis_url=url)) for loop in LOOPS))

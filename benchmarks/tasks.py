@@ -216,14 +216,14 @@ async def latency(url: str, count: int, rate: float) -> dict[str, Any]:
 
 
 async def paced(store: Store, tasks: Tasks, rate: float, seconds: float) -> dict[str, Any]:
-    """`rate` tasks a second, each timed from when it was due to when its result was seen."""
+    """`rate` tasks a second, a hundredth of them every 10 ms, from when each was due to when its result was seen."""
     due: dict[str, float] = {}
     times: list[float] = []
-    count, after = int(rate * seconds), await store.last_event_id()
+    some = max(1, int(rate / 100))
+    count, after = some * int(seconds * 100), await store.last_event_id()
 
-    async def submit(at: float) -> None:
-        [task] = await tasks.submit(WHO, [NOOP])
-        due[task.task_id] = at
+    async def submit(at: float, some: int) -> None:
+        due.update(dict.fromkeys([task.task_id for task in await tasks.submit(WHO, [NOOP] * some)], at))
 
     async def watch() -> None:
         nonlocal after
@@ -237,15 +237,15 @@ async def paced(store: Store, tasks: Tasks, rate: float, seconds: float) -> dict
 
     watching = asyncio.create_task(watch())
     begun, sent = time.perf_counter(), set()
-    for n in range(count):
-        at = begun + n / rate
+    for n in range(count // some):
+        at = begun + n / 100
         if (wait := at - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        job = asyncio.create_task(submit(at))
+        job = asyncio.create_task(submit(at, some))
         sent.add(job)
         job.add_done_callback(sent.discard)
     await asyncio.wait_for(watching, 60)
-    return {"rate": rate} | spread(times)
+    return {"rate": some * 100} | spread(times)
 
 
 def spread(times: Sequence[float]) -> dict[str, float]:
@@ -386,15 +386,23 @@ def main() -> None:
         time.perf_counter()
         if "pool" in told.only:
             found["pool"] = pool(url, told.rounds, told.count, told.profile)
+            keep(found, told)
         if "latency" in told.only:
             rates = [run["tasks_per_s"] for run in found.get("pool", {}).get("ours", [])]
             found["latency"] = latencies(url, told.rounds, statistics.median(rates) / 2 if rates else 500.0)
+            keep(found, told)
         if "queue" in told.only:
             found["queue"] = asyncio.run(queue(url))
             print(json.dumps(found["queue"], indent=1))
+            keep(found, told)
         if "agents" in told.only:
             found["agents"] = [asyncio.run(agents(url, many)) for many in (10, 100, 1000)]
             print(json.dumps(found["agents"], indent=1))
+    keep(found, told)
+
+
+def keep(found: dict[str, Any], told: argparse.Namespace) -> None:
+    """Write what there is: a later part may fail."""
     if not told.profile:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

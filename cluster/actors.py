@@ -87,7 +87,7 @@ class TrustKeeper(Keeper):
     async def main(self) -> None:
         """See `LedgerKeeper`."""
         heap.stand_back()
-        await keep(LedgerKeeper(SharedStore(Settings().redis)))
+        await keep(LedgerKeeper(SharedStore(Settings().redis, linger_seconds=0.02)))
 
 
 class StreamKeeper(Keeper):

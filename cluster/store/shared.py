@@ -14,8 +14,6 @@ from cluster.store.store import Store
 KEPT = 4000  # rows behind the newest; a reader that is further back reads for itself
 READ_AT_ONCE = 500
 WAIT_SECONDS = 4.0
-BUSY = 16  # rows of one read
-LINGER_SECONDS = 0.01
 
 Row = tuple[str, list[str]]
 
@@ -23,8 +21,13 @@ Row = tuple[str, list[str]]
 class SharedStore(Store):
     """A store whose readers of the event stream share what one of them has read."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, linger_seconds: float = 0.005) -> None:
+        """`linger_seconds`: after events have come, what follows them is waited for, and read in one go.
+
+        A reader that is woken by every event takes the processor from those who do the work that the events tell of.
+        """
         super().__init__(url)
+        self._linger = linger_seconds
         self._kept: list[Row] = []
         self._places: list[tuple[int, int]] = []  # of the kept rows
         self._begin: tuple[int, int] | None = None  # every event after it, up to `_end`, is kept
@@ -33,7 +36,7 @@ class SharedStore(Store):
         self._busy = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SharedStore, (self.url,)
+        return SharedStore, (self.url, self._linger)
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -66,12 +69,12 @@ class SharedStore(Store):
 
     async def _extend(self) -> None:
         try:
-            if self._busy:  # there is more in a moment, and one large read costs less than many small ones
-                await asyncio.sleep(LINGER_SECONDS)
+            if self._busy:
+                await asyncio.sleep(self._linger)
             rows = await super()._rows(EVENTS, self._end, READ_AT_ONCE, WAIT_SECONDS)
         finally:
             self._reading = None
-        self._busy = len(rows) >= BUSY
+        self._busy = bool(rows)
         if rows:
             self._end = rows[-1][0]
         self._kept += rows
