@@ -55,8 +55,13 @@ class Replaying:
             tasks, scanned, more = await self._tasks(who, window)
             sample = {"tasks": len(tasks), "scanned": scanned, "truncated": more}
             if not tasks:
+                of = (
+                    f"of the {scanned} newest ones in the window none fits"
+                    if more
+                    else "none was submitted in the window"
+                )
                 return {"sample": sample | {"agents": 0}, "observed": None, "strategies": {},
-                        "message": "no tasks were submitted in the window"}  # fmt: skip
+                        "message": f"no tasks: {of}"}  # fmt: skip
             trace = await self._trace(tasks, window)
             capacities = {agent.agent_id: agent.max_concurrent_tasks for agent in trace.agents}
             # Beside the event loop; each strategy by itself, so that a cancelled request ends after one of them.
