@@ -5,6 +5,7 @@ import os
 
 YOUNG = 20_000  # new containers between two collections; Python's 700 are one record of ours
 
+
 def settle() -> None:
     """Call once start-up is over: what was made until now stays for good, and no collection walks over it again.
 

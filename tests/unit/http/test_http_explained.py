@@ -123,7 +123,7 @@ async def test_a_window_is_replayed(shop):
     assert list(said["strategies"]) == ["least_loaded"] and said["changed_agents"] == changed["agents"]
     past = {"window": {"start": "2020-01-01T00:00:00", "end": "2020-01-02T00:00:00Z"}}
     said = await shop("/ains/routing/simulate", past)
-    assert said["sample"]["tasks"] == 0 and said["message"] == "no tasks were submitted in the window"
+    assert said["sample"]["tasks"] == 0 and said["message"] == "no tasks: none was submitted in the window"
 
 
 @pytest.mark.parametrize(
