@@ -44,12 +44,14 @@ def main() -> None:
     try:
         model = wait_for_chat(settings)
         run("benchmarks.gateway")
+        run("benchmarks.task_door")
         door = ("--url", settings.url, "--key", api_key(settings), "--peers", "door")
         run("benchmarks.chat", "--model", model, *door)
     finally:
         up.terminate()
         up.wait(60)
     run("benchmarks.chat", "--model", model)
+    run("benchmarks.tasks")
     run("benchmarks.webhooks")
     run("benchmarks.websockets")
     run("benchmarks.forge")

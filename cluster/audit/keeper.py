@@ -9,7 +9,7 @@ from cluster.audit.table import AUDITED, draft
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, Unavailable
 from cluster.events import Event
-from cluster.events.cursor import Cursor, forget_what_all_have_read
+from cluster.events.cursor import Cursor, forget_what_all_have_read, keep_place
 from cluster.events.keeping import keep
 from cluster.events.model import START, order
 from cluster.presence import BEAT_SECONDS, beat
@@ -61,8 +61,7 @@ class AuditKeeper:
 
     async def beat(self) -> None:
         """Say that the log is kept, and how far."""
-        place = Cursor(cursor_id=self.NAME, event_id=self.cursor)
-        await self.store.upsert(place, lambda _: place)
+        await keep_place(self.store, self.NAME, self.cursor)
         await forget_what_all_have_read(self.store)
         await beat(self.store, self.NAME, self.clock(), {"cursor": self.cursor, "written": self.written})
 

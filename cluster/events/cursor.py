@@ -20,6 +20,18 @@ class Cursor(Record):
     event_id: str = START
 
 
+async def place_of(store: Store, reader: str) -> str:
+    """The id of the event up to which the reader, or one before it of this name, has come."""
+    cursor = await store.find(Cursor, reader)
+    return cursor.event_id if cursor else START
+
+
+async def keep_place(store: Store, reader: str, event_id: str) -> None:
+    """Note how far the reader has come. Never back: whoever is ahead has done all that lies behind."""
+    place = Cursor(cursor_id=reader, event_id=event_id)
+    await store.upsert(place, lambda now: max(place, now, key=lambda cursor: order(cursor.event_id)))
+
+
 async def forget_what_all_have_read(store: Store) -> None:
     """Drop events a day older than the slowest reader's place, and sooner where there are too many of them."""
     slowest = (await store.page(Cursor, "all", limit=1, newest_first=False)).items

@@ -12,9 +12,9 @@ from datetime import datetime
 from cluster.clock import Clock, utc_now
 from cluster.errors import Unavailable
 from cluster.events import Event
-from cluster.events.cursor import Cursor
+from cluster.events.cursor import keep_place, place_of
 from cluster.events.keeping import keep
-from cluster.events.model import START, order
+from cluster.events.model import START
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.settings import Settings
 from cluster.store import Store, Write
@@ -46,8 +46,7 @@ class Verifier:
 
     async def open(self) -> None:
         """Find the place where the last one stopped."""
-        cursor = await self.store.find(Cursor, self.NAME)
-        self.cursor = cursor.event_id if cursor else START
+        self.cursor = await place_of(self.store, self.NAME)
 
     async def step(self, wait_seconds: float = BEAT_SECONDS) -> int:
         """Read one batch and settle the tasks that it concerns; how many commits that took."""
@@ -58,7 +57,7 @@ class Verifier:
             done += sum(await asyncio.gather(*(self._try(name) for name in concerned[start : start + TOGETHER])))
         self.cursor = after
         if done:  # what concerned no verified task is cheap to read again; the next beat notes it
-            await self._keep_place()
+            await keep_place(self.store, self.NAME, self.cursor)
         return done
 
     async def _try(self, task_id: str) -> int:
@@ -90,14 +89,9 @@ class Verifier:
         log.error("%s and its replicas are changed by too many at once", task_id)  # their next event comes here again
         return 0
 
-    async def _keep_place(self) -> None:
-        place = Cursor(cursor_id=self.NAME, event_id=self.cursor)
-        # Never back: whoever is ahead has settled all that lies behind.
-        await self.store.upsert(place, lambda now: max(place, now, key=lambda cursor: order(cursor.event_id)))
-
     async def beat(self) -> None:
         """Say that it lives, and how far it is."""
-        await self._keep_place()
+        await keep_place(self.store, self.NAME, self.cursor)
         await beat(self.store, self.NAME, self.clock(), {"cursor": self.cursor, "settled": self.settled})
 
 

@@ -9,7 +9,7 @@ from cluster import tracing
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, Invalid
 from cluster.events import Event
-from cluster.events.cursor import Cursor, forget_what_all_have_read
+from cluster.events.cursor import forget_what_all_have_read, keep_place, place_of
 from cluster.events.model import START, order
 from cluster.identity.model import Principal
 from cluster.presence import BEAT_SECONDS, beat
@@ -216,8 +216,7 @@ class LedgerKeeper:
 
     async def open(self) -> None:
         """Find the place where the last keeper stopped."""
-        cursor = await self.store.find(Cursor, self.NAME)
-        self.cursor = cursor.event_id if cursor else START
+        self.cursor = await place_of(self.store, self.NAME)
 
     async def step(self, wait_seconds: float = BEAT_SECONDS) -> int:
         """Read and write one batch; how many outcomes it had."""
@@ -230,7 +229,7 @@ class LedgerKeeper:
             self.counted += await self._credit(group)
         self.cursor = after
         if by_agent:  # skipping what is nothing to the ledger is cheap to repeat; the next beat notes it
-            await self._keep_place()
+            await keep_place(self.store, self.NAME, self.cursor)
         return sum(len(events) for events in by_agent.values())
 
     async def _credit(self, group: Sequence[Credit]) -> int:
@@ -260,13 +259,9 @@ class LedgerKeeper:
             event = moved(after, lines[-1]).model_copy(update={"origin": tracing.origin()})
             return [Write(found, after, version, event), *(Write(None, line) for line in lines)]
 
-    async def _keep_place(self) -> None:
-        place = Cursor(cursor_id=self.NAME, event_id=self.cursor)
-        await self.store.upsert(place, lambda _: place)
-
     async def beat(self) -> None:
         """Say that the ledger is kept, and how far."""
-        await self._keep_place()
+        await keep_place(self.store, self.NAME, self.cursor)
         await forget_what_all_have_read(self.store)
         await beat(self.store, self.NAME, self.clock(), {"cursor": self.cursor, "counted": self.counted})
 

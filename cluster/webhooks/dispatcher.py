@@ -15,8 +15,8 @@ from cluster.clock import Clock, utc_now
 from cluster.egress import Egress
 from cluster.errors import Invalid, Unavailable
 from cluster.events import Event
-from cluster.events.cursor import Cursor
-from cluster.events.model import START, order
+from cluster.events.cursor import keep_place, place_of
+from cluster.events.model import START
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.settings import Settings
 from cluster.store import Store, Write
@@ -61,8 +61,7 @@ class Dispatcher:
 
     async def open(self) -> None:
         """Find the place where the last one stopped."""
-        cursor = await self.store.find(Cursor, self.NAME)
-        self.cursor = self.kept = cursor.event_id if cursor else START
+        self.cursor = self.kept = await place_of(self.store, self.NAME)
         await self.reload()
 
     async def reload(self) -> None:
@@ -146,10 +145,8 @@ class Dispatcher:
 
     async def _keep_place(self) -> None:
         if self.cursor != self.kept:
-            place = Cursor(cursor_id=self.NAME, event_id=self.cursor)
-            # Never back: whoever is ahead has recorded all that lies behind.
-            await self.store.upsert(place, lambda now: max(place, now, key=lambda cursor: order(cursor.event_id)))
-            self.kept = place.event_id
+            await keep_place(self.store, self.NAME, self.cursor)
+            self.kept = self.cursor
 
     async def _beat(self) -> None:
         while True:

@@ -12,9 +12,9 @@ from cluster import tracing
 from cluster.clock import Clock, utc_now
 from cluster.errors import Conflict, Unavailable, VillageError
 from cluster.events import Event
-from cluster.events.cursor import Cursor
+from cluster.events.cursor import keep_place, place_of
 from cluster.events.keeping import keep
-from cluster.events.model import START, order
+from cluster.events.model import START
 from cluster.origin import within
 from cluster.presence import BEAT_SECONDS, beat
 from cluster.settings import Settings
@@ -47,8 +47,7 @@ class ChainRunner:
 
     async def open(self) -> None:
         """Find the place where the last runner stopped."""
-        cursor = await self.store.find(Cursor, self.NAME)
-        self.cursor = cursor.event_id if cursor else START
+        self.cursor = await place_of(self.store, self.NAME)
 
     async def step(self, wait_seconds: float = BEAT_SECONDS) -> int:
         """Read one batch and move on every chain that it concerns; whether there was anything to read."""
@@ -58,7 +57,7 @@ class ChainRunner:
             await asyncio.gather(*(self._observe(event) for event in wanted[start : start + AT_ONCE]))
         read, self.cursor = through != self.cursor, through
         if wanted:  # skipping what is nothing to chains is cheap to repeat; the next beat notes it
-            await self._keep_place()
+            await keep_place(self.store, self.NAME, self.cursor)
         return read
 
     def _observe(self, event: Event) -> Awaitable[None]:
@@ -108,14 +107,9 @@ class ChainRunner:
         self.moved += won
         return won
 
-    async def _keep_place(self) -> None:
-        place = Cursor(cursor_id=self.NAME, event_id=self.cursor)
-        # Never back: whoever is ahead has moved on all that lies behind.
-        await self.store.upsert(place, lambda now: max(place, now, key=lambda cursor: order(cursor.event_id)))
-
     async def beat(self) -> None:
         """Say that chains are moved on, and how far."""
-        await self._keep_place()
+        await keep_place(self.store, self.NAME, self.cursor)
         await beat(self.store, self.NAME, self.clock(), {"cursor": self.cursor, "moved": self.moved})
 
 
