@@ -15,7 +15,7 @@ from cluster.store import Store, server
 
 # A shared machine may stall for longer than any deadline; what is slow is found by the tests' durations.
 settings.register_profile("village", deadline=None)
-# The same examples wherever the suite runs, so that a change is judged and not the day. `VILLAGE_EXPLORE=1` looks further.
+# The same examples wherever the suite runs: a change is judged, and not the day. `VILLAGE_EXPLORE=1` looks further.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.load_profile("village" if os.environ.get("VILLAGE_EXPLORE") else "same")
 logs.configure("test")
