@@ -276,7 +276,7 @@ def test_the_readers_that_are_waited_for_are_those_that_keep_a_cursor():
     named = set()
     for file in (ROOT / "cluster").rglob("*.py"):
         text = file.read_text()
-        if "Cursor(cursor_id=self.NAME" in text:
+        if "keep_place(self.store, self.NAME" in text:
             named |= set(re.findall(r'^    NAME = "(\w+)"', text, re.M))
     assert named == READERS
 
