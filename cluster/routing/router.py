@@ -9,7 +9,6 @@ even two routers at once break it.
 
 import asyncio
 import logging
-import random
 import secrets
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -67,7 +66,6 @@ class Router:
         self.work = asyncio.Event()
         self.aside = Aside(log)  # everything that runs beside the loops
         self.moved: set[str] = set()  # agents whose trust has moved
-        self.random = random.Random()
         self.assigned = 0
 
     async def run(self) -> None:
