@@ -145,7 +145,7 @@ async def running_run(redis: str) -> str:
     from cluster.clock import utc_now
     from cluster.errors import Unavailable
     from cluster.store import Store
-    from train.runs import Run, RunState
+    from train.runs import Run, RunState, Stage
 
     store, at = Store(redis), utc_now()
     while True:
@@ -155,8 +155,9 @@ async def running_run(redis: str) -> str:
         except Unavailable:
             await asyncio.sleep(0.05)
     run = Run(
-        run_id="task_bench", owner="user_bench", phase="cognate", config={}, model_id="model_bench", model_name="bench",
-        state=RunState.RUNNING, total_steps=STEPS, created_at=at, updated_at=at,
+        run_id="task_bench", owner="user_bench", model_id="model_bench", model_name="bench",
+        state=RunState.RUNNING, 
+        stages=(Stage(phase="cognate", config={}, total_steps=STEPS),), created_at=at, updated_at=at,
     )  # fmt: skip
     await store.create(run)
     await store.close()

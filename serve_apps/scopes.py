@@ -51,6 +51,7 @@ SCOPES: dict[str, dict[str, str]] = {
         "POST /v1/models/train": "models:write",
         "DELETE /v1/models/train/{task_id}": "models:write",
         "POST /v1/models/train/{task_id}/cancel": "models:write",
+        "POST /v1/models/train/{task_id}/resume": "models:write",
         "GET /v1/models/train/{task_id}/logs": "models:read",
         "GET /v1/models/train/{task_id}/status": "models:read",
         "GET /v1/p2p/status": "agents:read",

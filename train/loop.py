@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cluster.errors import VillageError
+from train.causes import Cause, Failed
 from train.data.packing import IGNORED, Batch, Batches, Position
 from train.grokfast import GrokFast
 
@@ -33,6 +33,7 @@ class LoopConfig(BaseModel):
     grokfast_alpha: float = Field(0.98, ge=0, lt=1)
     grokfast_lamb: float = Field(2.0, ge=0)
     precision: Literal["bf16", "fp32"] = "bf16"
+    accumulate: int = Field(1, ge=1)  # parts that a batch is taken in
     checkpoint_steps: int = Field(200, ge=1)
     checkpoint_seconds: float = Field(10.0, gt=0)  # a checkpoint is also due after so much time
     evaluate_steps: int = Field(0, ge=0)  # 0: only before and after
@@ -57,7 +58,7 @@ class Held(NamedTuple):
 
 @dataclass
 class Progress:
-    """Everything that a run has measured. Goes into every checkpoint."""
+    """Everything that a stage has measured. Goes into every checkpoint."""
 
     step: int = 0
     total_steps: int = 0
@@ -65,6 +66,7 @@ class Progress:
     tokens: int = 0
     history: list[Point] = field(default_factory=list)
     held_out: list[Held] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)  # a phase's own numbers, the newest of each
 
     @property
     def tokens_per_second(self) -> float:
@@ -78,6 +80,7 @@ class Progress:
 
 
 Save = Callable[[int, dict[str, Any]], None]
+Objective = Callable[[nn.Module, Batch, int], Tensor]  # of the step numbered from 0: the loss, nats per target token
 Evaluate = Callable[[nn.Module], tuple[float, float]]
 Report = Callable[[Progress], None]
 
@@ -124,16 +127,17 @@ class Loop:
     """One worker's training. `model` may be wrapped for data parallelism; `batches` yields this worker's share.
 
     `save(step, state)` makes a checkpoint durable before it returns; `report(progress)` is called at every step and may
-    raise to end the run. Both see only what was measured.
+    raise to end the run. Both see only what was measured. `objective` is what is minimised: next tokens unless given.
     """
 
     def __init__(
         self, model: nn.Module, batches: Batches, config: LoopConfig, *, evaluate: Evaluate, save: Save, report: Report,
-        device: torch.device | None = None,
+        device: torch.device | None = None, objective: Objective | None = None,
     ) -> None:  # fmt: skip
         self.model, self.batches, self.config = model, batches, config
         self.evaluate, self.save, self.report = evaluate, save, report
         self.device = device or torch.device("cpu")
+        self.objective = objective or self._next_token
         self.optimizer = optimizer_for(model, config)
         self.grokfast = GrokFast(
             (p for p in model.parameters() if p.requires_grad), config.grokfast_alpha, config.grokfast_lamb
@@ -182,28 +186,50 @@ class Loop:
             self.report(self.progress)
         return self.progress
 
+    def _next_token(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        return next_token_loss(model, batch, self.config.precision, self.device)
+
     def _measure(self) -> None:
         loss, accuracy = self.evaluate(self.model)
         self.progress.held_out.append(Held(self.progress.step, loss, accuracy))
+
+    def _gradients(self, batch: Batch) -> float:
+        """Leave the batch's gradients; returns its loss."""
+        pieces, value = parts(batch, self.config.accumulate), 0.0
+        targets = [max(1, int((piece.targets != IGNORED).sum())) for piece in pieces]
+        for number, (piece, share) in enumerate(zip(pieces, targets, strict=True)):
+            last = number == len(pieces) - 1
+            # Data parallel workers exchange gradients once a batch, with its last part.
+            with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
+                loss = self.objective(self.model, piece, self.progress.step) * (share / sum(targets))
+                loss.backward()
+            value += loss.item()
+        return value
 
     def _step(self, batch: Batch) -> None:
         begun = time.monotonic()
         rate = learning_rate(self.progress.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = next_token_loss(self.model, batch, self.config.precision, self.device)
-        loss.backward()
+        value = self._gradients(batch)
+        if not math.isfinite(value):
+            raise Failed(f"the loss is {value} at step {self.progress.step + 1}", Cause.NOT_FINITE)
         self.grokfast.filter()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm).item()
+        if not math.isfinite(norm):
+            raise Failed(f"the gradient's norm is {norm} at step {self.progress.step + 1}", Cause.EXPLODING)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise VillageError(f"the loss is {value} at step {self.progress.step + 1}")
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - begun
         self.progress.tokens += batch.tokens.size * self.batches.part[1]
-        self.progress.history.append(Point(self.progress.step, value, rate, norm.item()))
+        self.progress.history.append(Point(self.progress.step, value, rate, norm))
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """The batch's rows in `count` parts, as even as can be; fewer where there are fewer rows."""
+    count = min(count, len(batch.tokens))
+    return [Batch(*(array[i::count] for array in batch)) for i in range(count)] if count > 1 else [batch]
 
 
 def bare(model: nn.Module) -> Any:

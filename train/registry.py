@@ -1,6 +1,8 @@
 """Models: their records, and where their folders lie. A model is made once and never changes."""
 
+import hashlib
 import json
+import shutil
 from datetime import datetime
 from enum import StrEnum
 from itertools import product
@@ -9,6 +11,7 @@ from typing import Any, ClassVar
 
 from cluster.clock import Clock
 from cluster.events import Event
+from cluster.settings import ROOT
 from cluster.store import Index, Record, Store
 from train.manifest import folder_digest
 from train.runs import Run, RunState
@@ -79,6 +82,58 @@ def completed(model: Model, at: datetime) -> Model:
     return model.model_copy(update=update)
 
 
+def write_model(home: Path, run: Run, bases: tuple[Path, ...]) -> None:
+    """Make the run's model folder of what its last stage stands at; a folder that is there stays."""
+    from train.model.checkpoint import publish, write_json
+    from train.model.learner import load
+    from train.stage import standing, told
+
+    here = standing(home, run, len(run.stages), bases)
+    assert here.model is not None
+    folder, source = home / "models" / run.model_id, here.model
+
+    def write(partial: Path) -> None:
+        for path in filter(Path.is_file, source.iterdir()):
+            shutil.copyfile(path, partial / path.name)
+        write_json(partial / "training.json", told(run, home) | described(run, home, bases, load(source)))
+
+    publish(folder, write)
+
+
+def described(run: Run, home: Path, bases: tuple[Path, ...], learner: Any) -> dict[str, Any]:
+    """The rest of `training.json`: size, what was measured last, and where all of it comes from."""
+    import torch
+
+    from train.stage import ended
+
+    outcomes = [outcome for number in range(len(run.stages)) if (outcome := ended(home, run, number))]
+    measured = {name: value for outcome in outcomes for name, value in outcome.metrics.items()}
+    kept = [outcome for outcome in outcomes if outcome.verdict.outcome == "pass"]
+    last = (kept or outcomes)[-1].after
+    measured |= {
+        "held_out_loss_before": outcomes[0].before.loss, "held_out_loss": last.loss, "perplexity": last.perplexity,
+        "accuracy_before": outcomes[0].before.accuracy, "accuracy": last.accuracy, "bits_per_byte": last.bits_per_byte,
+    }  # fmt: skip
+    data = home / "runs" / run.run_id / "data" / "digest"
+    return {
+        "parameters": learner.parameters, "context_length": learner.context, "metrics": measured,
+        "lineage": {
+            "run_id": run.run_id, "seeds": [stage.config["seed"] for stage in run.stages],
+            "data_digest": data.read_text(), "base_models": list(run.stages[0].config["base_models"]),
+            "parents": [folder_digest(base) for base in bases], "tokenizer": learner.tokenizer_digest,
+            "code": code_version(ROOT), "torch": torch.__version__,
+        },
+    }  # fmt: skip
+
+
+def code_version(root: Path) -> str:
+    """SHA-256 over the training code: it, and not a version number, decides what the same seed gives."""
+    whole = hashlib.sha256()
+    for path in sorted((root / "train").rglob("*.py")):
+        whole.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()
+
+
 class Registry:
     """The models' records. Every method may be repeated without a second effect."""
 
@@ -88,6 +143,15 @@ class Registry:
     async def expect(self, run: Run) -> Model:
         """Make the record of the run's model, unless it is there."""
         return await self.store.upsert(expected(run, self.home), lambda model: model)
+
+    async def expect_again(self, run: Run) -> Model:
+        """The run is taken up again: its model, which was given up, is in training once more."""
+
+        def step(model: Model) -> Model:
+            ended = model.state in (ModelState.FAILED, ModelState.CANCELLED)
+            return model.model_copy(update={"state": ModelState.TRAINING}) if ended else model
+
+        return await self.store.upsert(expected(run, self.home), step)
 
     async def register(self, run: Run) -> Model:
         """Complete the record from the model's folder, once."""

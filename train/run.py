@@ -5,19 +5,23 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 from cluster import logs, tracing
 from cluster.clock import utc_now
 from cluster.errors import Conflict, Unavailable
 from cluster.origin import within
-from cluster.settings import Settings
+from cluster.settings import ROOT, Settings
 from cluster.store import Store
-from train.phases import catalogue
-from train.phases.phase import PhaseConfig, run_folder
-from train.registry import Registry
-from train.reporting import RunLog, move
+from train.bases import fetched
+from train.data.prepared import prepare
+from train.phases.phase import Work, run_folder
+from train.registry import Registry, write_model
+from train.reporting import Ended, Reporter, RunLog, move
 from train.runs import FINAL, Run, RunEvent
+from train.stage import configured, ended
+from train.stages import groups, through
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # for a store that is away
@@ -64,15 +68,14 @@ async def finish(settings: Settings, run: Run) -> Run:
         if latest.state in FINAL:
             await patiently(lambda: registry.give_up(latest))
             return latest
-        model = await patiently(lambda: registry.register(run))
-        update = {"step": run.total_steps, "metrics": latest.metrics | model.metrics, "error": ""}
-        return await patiently(lambda: move(store, run.run_id, RunEvent.COMPLETE, utc_now, **update))
+        await patiently(lambda: registry.register(run))
+        return await patiently(lambda: move(store, run.run_id, RunEvent.COMPLETE, utc_now, error="", cause=""))
     finally:
         await store.close()
 
 
-def train(run: Run, config: PhaseConfig, settings: Settings) -> None:
-    """Inside a Ray job: on its cluster. Alone: on a small one of its own."""
+def train(run: Run, bases: tuple[Path, ...], settings: Settings) -> None:
+    """All stages that are not over. Inside a Ray job: on its cluster. Alone: on a small one of its own."""
     for name, value in TRAIN_DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -85,9 +88,33 @@ def train(run: Run, config: PhaseConfig, settings: Settings) -> None:
     environment = WORKER_ENVIRONMENT if inherited else WORKER_ENVIRONMENT | settings.environment()
     ray.init(address=address, runtime_env={"env_vars": environment}, include_dashboard=False)
     try:
-        fit(run, config, settings)
+        for numbers in groups(run):
+            if configured(run, numbers[0]).place == "trials":
+                search(run, numbers, bases, settings)
+            else:
+                fit(run, numbers, bases, settings)
+            if any(ended(settings.home, run, number) is None for number in numbers):
+                return  # the run has failed or was cancelled
     finally:
         ray.shutdown()
+
+
+def search(run: Run, numbers: list[int], bases: tuple[Path, ...], settings: Settings) -> None:
+    """Stages of place "trials": the phase runs here, its candidates in Tune's processes."""
+    import torch
+
+    from train.tune import evolver
+
+    store, log = Store(settings.redis), RunLog(run_folder(settings.home, run.run_id), utc_now)
+    reporter = Reporter(store, run, utc_now)
+    through(
+        numbers, bases, reporter,
+        Work(
+            run=run, number=numbers[0], home=settings.home, root=ROOT, rank=0, world=1, device=torch.device("cpu"),
+            wrap=lambda module: module, report=reporter.report, note=log.note,
+            evolve=evolver(run_folder(settings.home, run.run_id) / "ray"),
+        ),
+    )  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -102,21 +129,53 @@ def main(arguments: list[str]) -> int:
     run = asyncio.run(begin(settings, given.run_id, given.attempt))
     if run is None:
         return 0
-    with tracing.span("training.run", run.traceparent, run_id=run.run_id, phase=run.phase, attempt=run.attempt):
+    with tracing.span("training.run", run.traceparent, run_id=run.run_id, attempt=run.attempt):
         end_well(settings, run)
     tracing.close()
     return 0
 
 
 def end_well(settings: Settings, run: Run) -> None:
-    """Train unless the model is there already, then register it."""
+    """Go through the stages unless the model is there already, then register it."""
     log = RunLog(run_folder(settings.home, run.run_id), utc_now)
-    log.note("attempt", attempt=run.attempt, phase=run.phase, config=run.config)
-    if not (settings.home / "models" / run.model_id).exists():
-        train(run, catalogue.phase(run.phase, run.config).config, settings)
+    log.note("attempt", attempt=run.attempt, phases=[stage.phase for stage in run.stages])
+    if not (settings.home / "models" / run.model_id).exists() and not staged(settings, run, log):
+        return
     with within(tracing.origin()):
-        ended = asyncio.run(finish(settings, run))
-    log.note(f"the run is {ended.state}", model_id=ended.model_id, error=ended.error)
+        done = asyncio.run(finish(settings, run))
+    log.note(f"the run is {done.state}", model_id=done.model_id, error=done.error)
+
+
+def staged(settings: Settings, run: Run, log: RunLog) -> bool:
+    """Whether all stages are over and the model is written. A run that failed is told so; so is one that was ended."""
+    try:
+        first = configured(run, 0).config
+        bases = fetched(first.base_models)
+        prepare(run_folder(settings.home, run.run_id) / "data", ROOT, first)
+        train(run, bases, settings)
+        if ended(settings.home, run, len(run.stages) - 1) is not None:
+            write_model(settings.home, run, bases)
+            return True
+    except Ended as over:
+        log.note("stopped", why=str(over))
+    except Exception as error:
+        from train.trainer import end
+
+        if not end(Store(settings.redis), run, log, error):
+            raise
+    asyncio.run(give_up(settings, run))
+    return False
+
+
+async def give_up(settings: Settings, run: Run) -> None:
+    """There will be no model of a run that has ended without one."""
+    store = Store(settings.redis)
+    try:
+        latest = await patiently(lambda: store.get(Run, run.run_id))
+        if latest.state in FINAL:
+            await patiently(lambda: Registry(store, settings.home, utc_now).give_up(latest))
+    finally:
+        await store.close()
 
 
 if __name__ == "__main__":

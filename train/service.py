@@ -3,26 +3,28 @@
 import asyncio
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from cluster import tracing
 from cluster.clock import Clock
-from cluster.errors import AlreadyExists, Forbidden, NotFound
+from cluster.errors import AlreadyExists, Forbidden, Invalid, NotFound
 from cluster.identity.model import SYSTEM, Principal
 from cluster.ids import new_id
 from cluster.launcher import JobState, Launcher
 from cluster.settings import Settings
 from cluster.store import Page, Store
+from train.bases import is_local
 from train.models import Models
 from train.phases import catalogue
-from train.phases.cognate import is_local
 from train.phases.phase import run_folder
 from train.registry import Registry
 from train.reporting import LOG, changed, move
 from train.runs import FINAL, Run, RunEvent, RunState, lost
 
+Phases = Sequence[tuple[str, Mapping[str, Any]]]
 SEEDLING = "seedling"
 SUBMITTED_WITHIN = timedelta(seconds=10)  # a run that was just made is being submitted by whoever made it
 ENDED = (JobState.FAILED, JobState.STOPPED, JobState.SUCCEEDED)
@@ -36,25 +38,27 @@ class Forge:
         self.registry = Registry(store, settings.home, clock)
 
     async def start(
-        self, who: Principal, phase_name: str, parameters: dict[str, Any] | None = None, *,
-        max_steps: int | None = None, batch_size: int | None = None, model_name: str = "", public: bool = False,
+        self, who: Principal, phases: Phases, *, model_name: str = "", public: bool = False,
         run_id: str = "", model_id: str = "",
     ) -> Run:  # fmt: skip
         """Validate, record and submit. Raises `Invalid`, `NotBuilt`, `Forbidden`, `NotFound` (a base model).
 
-        The run is recorded before it is submitted: what the launcher could not take now, `reconcile` submits later.
+        `phases` are names with their parameters, in order; a name may be that of a pipeline. The run is recorded before
+        it is submitted: what the launcher could not take now, `reconcile` submits later.
         """
-        wanted = dict(parameters or {})
-        wanted |= {k: v for k, v in (("max_steps", max_steps), ("batch_size", batch_size)) if v is not None}
-        if wanted.get("base_models"):
-            wanted["base_models"] = [await self._base(who, name) for name in wanted["base_models"]]
-        phase = catalogue.phase(phase_name, wanted)
+        wanted = unfolded(phases)
+        if wanted and (bases := wanted[0][1].get("base_models")):
+            named = [await self._base(who, name) for name in listed(bases)]
+            wanted[0] = (wanted[0][0], wanted[0][1] | {"base_models": named})
+        stages = catalogue.stages(wanted)
+        if stages[0].phase != "cognate" and not stages[0].config["base_models"]:
+            default = (await self.models.get(who, SEEDLING)).path
+            stages = catalogue.stages([(wanted[0][0], wanted[0][1] | {"base_models": [default]}), *wanted[1:]])
         model_id, at = model_id or new_id("model"), self.clock()
         run = Run(
-            run_id=run_id or new_id("task"), owner=who.owner, phase=phase.name,
-            config=phase.config.model_dump(mode="json"), model_id=model_id, public=public,
-            model_name=model_name or f"{phase.name}-{model_id[-6:]}", total_steps=phase.total_steps,
-            created_at=at, updated_at=at, traceparent=tracing.traceparent(),
+            run_id=run_id or new_id("task"), owner=who.owner, stages=stages, model_id=model_id, public=public,
+            model_name=model_name or f"{stages[-1].phase}-{model_id[-6:]}", created_at=at, updated_at=at,
+            traceparent=tracing.traceparent(),
         )  # fmt: skip
         await self.store.create(run, changed(run, "created", self.clock))
         await self.registry.expect(run)
@@ -94,6 +98,14 @@ class Forge:
         """What the current attempt's job printed, as far as the launcher still knows."""
         run = await self.get(who, run_id)
         return await self.launcher.log(run.job_id)
+
+    async def resume(self, who: Principal, run_id: str) -> Run:
+        """Take a run up again that failed or was cancelled, where it was. Raises `Conflict`, `NotFound`."""
+        await self.get(who, run_id)
+        run = await move(self.store, run_id, RunEvent.RESUME, self.clock)
+        await self.registry.expect_again(run)
+        await self._submit(run)
+        return run
 
     async def cancel(self, who: Principal, run_id: str) -> Run:
         """End the run and its job. Raises `Conflict` when it has ended."""
@@ -154,11 +166,32 @@ class Forge:
             number += 1
         try:
             return await self.start(
-                SYSTEM, "cognate", catalogue.values(SEEDLING), model_name=SEEDLING, public=True,
+                SYSTEM, [("cognate", catalogue.values(SEEDLING))], model_name=SEEDLING, public=True,
                 run_id=f"task_{SEEDLING}_{number}", model_id=f"model_{SEEDLING}_{number}",
             )  # fmt: skip
         except AlreadyExists:
             return await self.store.get(Run, f"task_{SEEDLING}_{number}")
+
+
+def unfolded(phases: Phases) -> list[tuple[str, dict[str, Any]]]:
+    """The phases with pipelines in place of their names.
+
+    A pipeline's parameters go to each of its phases that knows them, over what the pipeline's file says.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, parameters in phases:
+        if name in catalogue.pipelines():
+            found += catalogue.shared(catalogue.pipeline(name), parameters)
+        else:
+            found.append((name, dict(parameters)))
+    return found
+
+
+def listed(bases: Any) -> list[str]:
+    """`base_models` as a request has it. Raises `Invalid`."""
+    if not isinstance(bases, list | tuple) or not all(isinstance(name, str) for name in bases):
+        raise Invalid("base_models is a list of names", field="base_models")
+    return list(bases)
 
 
 def read_log(path: Path, tail: int) -> list[dict[str, Any]]:

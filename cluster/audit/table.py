@@ -84,6 +84,7 @@ TABLE: dict[str, Rule] = {
     # Models and documents.
     "training.created": Rule("training", "training_requested", True, _TRAINING),
     "training.started": Rule("training", "training_started", True, _TRAINING),
+    "training.resumed": Rule("training", "training_resumed", True, _TRAINING),
     "training.completed": Rule("training", "training_completed", True, _TRAINING),
     "training.failed": Rule("training", "training_failed", False, (*_TRAINING, "error")),
     "training.cancelled": Rule("training", "training_cancelled", True, _TRAINING),

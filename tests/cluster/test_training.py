@@ -63,7 +63,7 @@ async def lines(forge: Forge, run_id: str, message: str) -> list[dict[str, Any]]
 
 @pytest.mark.timeout(300)
 async def test_a_killed_training_worker_resumes_from_its_last_checkpoint_and_ends(forge: Forge):
-    run = await forge.start(SYSTEM, "cognate", SMALL, model_name="survivor")
+    run = await forge.start(SYSTEM, [("cognate", SMALL)], model_name="survivor")
 
     async def well_under_way() -> bool:
         return any(line["step"] >= 75 for line in await lines(forge, run.run_id, "checkpoint"))

@@ -41,6 +41,11 @@ class Document:
     turns: tuple[Turn, ...] = ()
 
     @property
+    def size(self) -> int:
+        """Bytes of all that it says."""
+        return len(self.text.encode()) + sum(len(turn.content.encode()) for turn in self.turns)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over everything it says."""
         body = "\x1e".join((self.text, *(part for turn in self.turns for part in turn)))

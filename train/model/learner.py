@@ -1,149 +1,186 @@
-"""What is trained: a module, its tokenizer and how both become a Hugging Face folder. From nothing, or from a base."""
+"""What is trained: a module and its tokenizer, from nothing or from a Hugging Face folder, and back to one."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from cluster.errors import Invalid, NotBuilt
+from train.causes import Cause, Failed
 from train.data.sources import Document
-from train.model.checkpoint import save_llama
+from train.manifest import write_durably
+from train.model.checkpoint import load_llama, save_llama
 from train.model.llama import Llama, same_document
-from train.model.shape import choose
+from train.model.shape import Shape
 from train.model.tokenizer import PAD, Tokenizer, Turn
 
-if TYPE_CHECKING:
-    from train.phases.cognate import CognateConfig
 
+@dataclass
+class Learner:
+    """A model with its tokenizer.
 
-class Learner(Protocol):
-    """`model(tokens, documents)` gives logits; the rest is text in and files out."""
+    `model(tokens, documents)` gives logits; `model.hidden(tokens, mask)` and `model.lm_head` are its two halves;
+    `model.grow(tokens, seen, past)` goes on at a text's end. `write` is how the model becomes files.
+    """
 
     model: nn.Module
+    tokenizer: Any  # Tokenizer, or HubTokenizer with the same methods
+    context: int  # tokens
     pad: int
-    phases: list[str]  # of the forge, that the weights went through before
+    write: Callable[["Learner", Path], None]
+    phases: list[str] = field(default_factory=list)  # of the forge, that the weights went through before
+    shape: Shape | None = None  # of a Llama of ours
 
     @property
     def parameters(self) -> int:
-        """How many weights are trained."""
-        ...
+        """How many weights there are; a tied one counts once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def tokenizer_digest(self) -> str:
         """Says whether two models cut text alike."""
-        ...
-
-    def text(self, content: str) -> list[int]:
-        """Ids of a plain document."""
-        ...
-
-    def chat(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a conversation."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Weights, configuration and tokenizer."""
-        ...
-
-
-class FreshLlama:
-    """Random weights, and a tokenizer trained on the corpus."""
-
-    def __init__(self, config: "CognateConfig", tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.shape = choose(
-            config.target_architecture, config.parameter_budget, tokenizer.vocab_size, config.context_length
-        )
-        self.model: nn.Module = Llama(self.shape)
-        self.pad, self.phases = tokenizer.ids[PAD], []
-        self.text, self.chat = tokenizer.text, tokenizer.chat
-
-    @property
-    def parameters(self) -> int:
-        """See `Learner`."""
-        return self.shape.parameters
-
-    @property
-    def tokenizer_digest(self) -> str:
-        """See `Learner`."""
         return hashlib.sha256(self.tokenizer.bpe.to_str().encode()).hexdigest()
 
+    def ids(self, document: Document) -> list[int]:
+        """Of a text or a conversation."""
+        return self.tokenizer.chat(document.turns) if document.turns else self.tokenizer.text(document.text)
+
     def save(self, folder: Path) -> None:
-        """See `Learner`."""
-        assert isinstance(self.model, Llama)
-        save_llama(self.model, self.shape, self.tokenizer, folder)
+        """Weights, configuration and tokenizer, as transformers and vLLM read them."""
+        self.write(self, folder)
 
 
-class Logits(nn.Module):
+def fresh(shape: Shape, tokenizer: Tokenizer) -> Learner:
+    """Random weights."""
+    return Learner(Llama(shape), tokenizer, shape.context, tokenizer.ids[PAD], _write_llama, shape=shape)
+
+
+def load(folder: Path) -> Learner:
+    """A model folder: one of ours as a `Llama`, any other through transformers. Raises `Failed`."""
+    try:
+        told = folder / "training.json"
+        phases = json.loads(told.read_text())["phases"] if told.exists() else []
+        if ours(folder):
+            model, shape = load_llama(folder)
+            tokenizer = Tokenizer.load(folder)
+            made = Learner(model, tokenizer, shape.context, tokenizer.ids[PAD], _write_llama, shape=shape)
+        else:
+            made = hub(str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise Failed(f"the model in {folder} cannot be loaded: {error}", Cause.BASE_MODEL) from error
+    made.phases = phases
+    return made
+
+
+def ours(folder: Path) -> bool:
+    """Whether the folder is one that `save_llama` wrote, with all the special tokens."""
+    read = json.loads((folder / "config.json").read_text())
+    return bool(read.get("aivillage")) and (folder / "model.safetensors").exists()
+
+
+def _write_llama(learner: Learner, folder: Path) -> None:
+    assert isinstance(learner.model, Llama) and learner.shape is not None
+    save_llama(learner.model, learner.shape, learner.tokenizer, folder)
+
+
+class Hub(nn.Module):
     """A transformers model under our signature."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, tokens: Tensor, documents: Tensor) -> Tensor:
+    @property
+    def lm_head(self) -> nn.Module:
+        """Hidden states to logits."""
+        return self.inner.get_output_embeddings()
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """(B, T) ids and document numbers -> (B, T, V)."""
-        return self.inner(input_ids=tokens, attention_mask=same_document(documents), use_cache=False).logits
+        return self.lm_head(self.hidden(tokens, None if documents is None else same_document(documents)))
+
+    def hidden(self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """See `Llama.hidden`."""
+        where = None if positions is None else positions.expand(tokens.shape[0], -1)
+        body = self.inner.get_decoder() if hasattr(self.inner, "get_decoder") else self.inner.model
+        out = body(input_ids=tokens, attention_mask=mask, position_ids=where, use_cache=False)
+        return out.last_hidden_state
+
+    def grow(self, tokens: Tensor, seen: Tensor, past: Any) -> Tensor:
+        """See `Llama.grow`; `past` is a list that holds the transformers cache."""
+        out = self.inner(
+            input_ids=tokens, attention_mask=seen.long(), past_key_values=past[0] if past else None, use_cache=True
+        )
+        past[:] = [out.past_key_values]
+        return out.logits[:, -1]
 
 
-class FromBase:
-    """A transformers checkpoint, trained further."""
+class HubTokenizer:
+    """A transformers tokenizer with the methods of ours."""
 
-    def __init__(self, name: str) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            inner: Any = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sdpa").float()
-        except (OSError, ValueError) as error:
-            raise Invalid(f"base model {name} cannot be loaded: {error}", field="base_models", value=name) from error
-        self.model: nn.Module = Logits(inner)
-        self.pad = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
-        self.phases: list[str] = []
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.bpe = inner.backend_tokenizer
+        self.ids = inner.get_vocab()
 
     @property
-    def parameters(self) -> int:
-        """See `Learner`."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def tokenizer_digest(self) -> str:
-        """See `Learner`."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        return len(self.inner)
 
     def text(self, content: str) -> list[int]:
-        """See `Learner`."""
-        return [*self.tokenizer.encode(content, add_special_tokens=False), self.tokenizer.eos_token_id]
+        """Ids of a plain text, with an end."""
+        return [*self.inner.encode(content, add_special_tokens=False), self.inner.eos_token_id]
 
     def chat(self, turns: Sequence[Turn]) -> list[int]:
-        """See `Learner`."""
+        """Ids of a conversation, by the model's own template."""
+        return self._templated(turns, False)
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of a conversation that the assistant is to go on with."""
+        return self._templated(turns, True)
+
+    def marked(self, content: str) -> list[int]:
+        """Ids of an assistant's words."""
+        return self.inner.encode(content, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int], marks: bool = False) -> str:
+        """Text of the ids; special tokens leave nothing, or with `marks` their names."""
+        return self.inner.decode(list(ids), skip_special_tokens=not marks)
+
+    def _templated(self, turns: Sequence[Turn], prompt: bool) -> list[int]:
         messages = [turn._asdict() for turn in turns]
-        return list(self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
-
-    def save(self, folder: Path) -> None:
-        """See `Learner`."""
-        assert isinstance(self.model, Logits)
-        self.model.inner.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        return list(
+            self.inner.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=prompt)
+        )
 
 
-def learner(config: "CognateConfig", folder: Path, make: Callable[[], Iterable[Document]]) -> Learner:
-    """What the configuration asks for. Training a tokenizer is deterministic, so every worker and attempt has the same.
+def hub(name: str) -> Learner:
+    """A transformers checkpoint by folder or hub id. Raises `OSError` or `ValueError` where it cannot be had."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    Raises `Invalid` for a base model that cannot be had, `NotBuilt` for several.
-    """
-    if len(config.base_models) > 1:
-        raise NotBuilt("several base models are merged by phase evomerge, which is not built yet", phase="evomerge")
-    if config.base_models:
-        return FromBase(config.base_models[0])
-    kept = folder / "tokenizer.json"
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    inner: Any = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sdpa", dtype=torch.float32)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    context = int(getattr(inner.config, "max_position_embeddings", tokenizer.model_max_length))
+    return Learner(Hub(inner), HubTokenizer(tokenizer), context, pad, _write_hub)
+
+
+def _write_hub(learner: Learner, folder: Path) -> None:
+    assert isinstance(learner.model, Hub)
+    learner.model.inner.save_pretrained(folder)
+    learner.tokenizer.inner.save_pretrained(folder)
+
+
+def tokenizer_for(kept: Path, texts: Callable[[], Iterable[Document]], vocab_size: int) -> Tokenizer:
+    """The tokenizer in the file `kept`, which is made of the texts first. Deterministic: every worker has the same."""
     if kept.exists():
-        return FreshLlama(config, Tokenizer.load(folder))
-    texts = (document.text or "\n".join(turn.content for turn in document.turns) for document in make())
-    tokenizer = Tokenizer.train(texts, config.vocab_size)
-    from train.manifest import write_durably
-
+        return Tokenizer(Tokenizer.read(kept))
+    words = (document.text or "\n".join(turn.content for turn in document.turns) for document in texts())
+    tokenizer = Tokenizer.train(words, vocab_size)
     write_durably(kept, lambda file: file.write(tokenizer.bpe.to_str().encode()))
-    return FreshLlama(config, tokenizer)
+    return tokenizer

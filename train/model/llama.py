@@ -25,13 +25,40 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.width, shape.width, bias=False)
         self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, W) -> (B, T, W); `mask` (B, 1, T, T) is true where a query may look, None means causal."""
+    def forward(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, past: "Past | None" = None
+    ) -> Tensor:
+        """(B, T, W) -> (B, T, W); `mask` (B, 1, T, P + T) is true where a query may look, None means causal.
+
+        `past` has the P keys and values before these and is given these too.
+        """
         projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected)  # (B, H, T, D)
         q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+        if past is not None:
+            k, v = past.grown(self, k, v)
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+class Past:
+    """Keys and values (B, H, P, D) of every layer, for text that grows at its end."""
+
+    def __init__(self) -> None:
+        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """Positions so far."""
+        return next(iter(self.kept.values()))[0].shape[2] if self.kept else 0
+
+    def grown(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of the layer, these at their end."""
+        if layer in self.kept:
+            before_k, before_v = self.kept[layer]
+            k, v = torch.cat((before_k, k), dim=2), torch.cat((before_v, v), dim=2)
+        self.kept[layer] = (k, v)
+        return k, v
 
 
 class FeedForward(nn.Module):
@@ -58,9 +85,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(shape.width, shape.norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.self_attn(self.input_layernorm(x), cosine, sine, mask)
+        x = x + self.self_attn(self.input_layernorm(x), cosine, sine, mask, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -92,12 +119,33 @@ class Llama(nn.Module):
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """(B, T) int -> logits (B, T, vocabulary). With `documents` (B, T) a token sees only its own document."""
-        length = tokens.shape[1]
-        mask = None if documents is None else same_document(documents)
+        return self.lm_head(self.hidden(tokens, None if documents is None else same_document(documents)))
+
+    def hidden(self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """(B, T) int -> (B, T, W): what `lm_head` turns into logits.
+
+        `mask` (B, 1, T, T) is true where a query may look; `positions` (T,) are 0, 1, 2, ... unless given.
+        """
+        return self._through(tokens, mask, torch.arange(tokens.shape[1]) if positions is None else positions, None)
+
+    def grow(self, tokens: Tensor, seen: Tensor, past: Past) -> Tensor:
+        """(B, T) further tokens -> logits (B, V) of what follows the last; `past` grows.
+
+        `seen` (B, P + T) is false for positions that are padding.
+        """
+        start, length = past.length, tokens.shape[1]
+        causal = torch.ones(length, start + length, dtype=torch.bool, device=tokens.device).tril(start)
+        mask = causal & seen[:, None, None, :]
+        mask = mask | ~mask.any(-1, keepdim=True)  # a padded query looks anywhere: nobody reads what it sees
+        x = self._through(tokens, mask, torch.arange(start, start + length), past)
+        return self.lm_head(x[:, -1])
+
+    def _through(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, past: Past | None) -> Tensor:
+        cosine, sine = self.cosine[positions], self.sine[positions]
         x = self.model.embed_tokens(tokens)  # (B, T, W)
         for layer in self.model.layers:
-            x = layer(x, self.cosine[:length], self.sine[:length], mask)
-        return self.lm_head(self.model.norm(x))
+            x = layer(x, cosine, sine, mask, past)
+        return self.model.norm(x)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -57,7 +57,7 @@ def choose(target: str, budget: int, vocab_size: int, context: int) -> Shape:
 def hf_config(shape: Shape, tokens: dict[str, int]) -> dict[str, Any]:
     """The `config.json` that transformers and vLLM read for this shape; `tokens` gives the special tokens' ids."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": shape.vocab_size,
+        "aivillage": True, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": shape.vocab_size,
         "hidden_size": shape.width, "intermediate_size": shape.feed_forward, "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads, "num_key_value_heads": shape.heads, "head_dim": shape.head_width,
         "max_position_embeddings": shape.context, "rope_theta": shape.rope_theta, "rms_norm_eps": shape.norm_eps,

@@ -1,6 +1,7 @@
 """Byte-level BPE trained on the corpus, in the Hugging Face format, with the chat's special tokens and template."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +9,13 @@ from typing import NamedTuple
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-PAD, BEGIN, END, SYSTEM, USER, ASSISTANT = SPECIAL = (
-    "<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
+PAD, BEGIN, END, SYSTEM, USER, ASSISTANT, TOOL, THINK, THOUGHT, CALL, CALLED = SPECIAL = (
+    "<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>",
+    "<|tool|>",  # the role of a tool's answer
+    "<|think|>", "<|thought|>",  # around a thought
+    "<|call|>", "<|called|>",  # around a tool call: {"name": ..., "arguments": {...}}
 )  # fmt: skip
+MARKS = (THINK, THOUGHT, CALL, CALLED)  # what an assistant's turn may have inside
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{{ message['content'] | trim }}{{ eos_token }}{% endfor %}"
@@ -18,15 +23,18 @@ TEMPLATE = (
 )
 
 
+SPLIT = re.compile("(" + "|".join(re.escape(mark) for mark in MARKS) + ")")
+
+
 class Turn(NamedTuple):
-    """One message of a conversation; `role` is system, user or assistant."""
+    """One message of a conversation; `role` is system, user, assistant or tool."""
 
     role: str
     content: str
 
 
 class Tokenizer:
-    """Text and conversations to ids and back. Content never becomes a special token, whatever it says."""
+    """Text and conversations to ids and back. Marks are known in an assistant's turns only: no other content is one."""
 
     def __init__(self, bpe: Bpe) -> None:
         self.bpe = bpe
@@ -52,7 +60,12 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer that `save` wrote."""
-        return cls(Bpe.from_file(str(folder / "tokenizer.json")))
+        return cls(cls.read(folder / "tokenizer.json"))
+
+    @staticmethod
+    def read(path: Path) -> Bpe:
+        """What `save` wrote in one file."""
+        return Bpe.from_file(str(path))
 
     @property
     def vocab_size(self) -> int:
@@ -67,16 +80,22 @@ class Tokenizer:
         """Ids of a conversation: what the template renders, tokenized."""
         ids = [self.ids[BEGIN]]
         for role, content in turns:
-            ids += [self.ids[f"<|{role}|>"], *self._content(content.strip()), self.ids[END]]
+            inside = self.marked(content.strip()) if role == "assistant" else self._content(content.strip())
+            ids += [self.ids[f"<|{role}|>"], *inside, self.ids[END]]
         return ids
+
+    def marked(self, content: str) -> list[int]:
+        """Ids of an assistant's words, with thoughts and calls between their marks."""
+        parts = SPLIT.split(content)
+        return [i for part in parts if part for i in ([self.ids[part]] if part in MARKS else self._content(part))]
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of a conversation that the assistant is to go on with."""
         return [*self.chat(turns), self.ids[ASSISTANT]]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; special tokens leave nothing."""
-        return self.bpe.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], marks: bool = False) -> str:
+        """Text of the ids; special tokens leave nothing, or with `marks` their names."""
+        return self.bpe.decode(list(ids), skip_special_tokens=not marks)
 
     def _content(self, content: str) -> list[int]:
         return self.bpe.encode(content, add_special_tokens=False).ids
@@ -86,7 +105,7 @@ class Tokenizer:
         self.bpe.save(str(folder / "tokenizer.json"))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "bos_token": BEGIN,
-            "eos_token": END, "pad_token": PAD, "additional_special_tokens": [SYSTEM, USER, ASSISTANT],
+            "eos_token": END, "pad_token": PAD, "additional_special_tokens": list(SPECIAL[3:]),
             "clean_up_tokenization_spaces": False, "chat_template": TEMPLATE,
         }  # fmt: skip
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, sort_keys=True))

@@ -1,6 +1,9 @@
-"""The eight phases of the forge, in order. Adding one: a file beside this one, and its class here."""
+"""The eight phases of the forge, in order, and the pipelines made of them. A phase is the file that `where` names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +12,45 @@ from pydantic import ValidationError
 
 from cluster.errors import Invalid, NotBuilt
 from cluster.settings import ROOT
-from train.phases.cognate import Cognate
 from train.phases.phase import Phase
+from train.runs import Stage
+
+CONFIGS = ROOT / "configs"
+FIRST_ONLY = {"base_models", "datasets", "held_out", "held_out_tokens"}  # the run's, not a phase's
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A phase as it is known from outside; `phase` is None until it is built."""
+    """A phase as it is known from outside."""
 
     name: str
     what: str
     paper: str
-    phase: type[Phase[Any]] | None = None
+    where: str  # module:class, read when it is wanted
     aliases: tuple[str, ...] = ()
+
+    def load(self) -> type[Phase[Any]]:
+        """Its class. Raises `NotBuilt`."""
+        module, _, name = self.where.partition(":")
+        if find_spec(module) is None:
+            raise NotBuilt(f"phase {self.name} is not built yet", phase=self.name)
+        return getattr(import_module(module), name)
 
 
 PHASES = (
-    Entry("cognate", "a tokenizer and a model from nothing", "arXiv:2405.20233", Cognate),
-    Entry("evomerge", "evolutionary merging of models", "arXiv:2403.13187"),
-    Entry("quietstar", "thinking before speaking", "arXiv:2403.09629"),
-    Entry("bitnet", "ternary weights", "arXiv:2402.17764"),
-    Entry("training", "curriculum training", "arXiv:2405.20233", aliases=("forge_training",)),
-    Entry("tool_baking", "prompts and tools baked into weights", "arXiv:2409.13697"),
-    Entry("adas", "automated design of agentic systems", "arXiv:2408.08435"),
-    Entry("final_compression", "compression for delivery", "arXiv:2410.10714"),
-)
+    Entry("cognate", "a tokenizer and a model from nothing, or further training of one", "arXiv:2405.20233",
+          "train.phases.cognate:Cognate"),
+    Entry("evomerge", "evolutionary merging of models", "arXiv:2403.13187", "train.phases.evomerge:Evomerge"),
+    Entry("quietstar", "thinking before speaking", "arXiv:2403.09629", "train.phases.quietstar:Quietstar"),
+    Entry("bitnet", "ternary weights", "arXiv:2402.17764", "train.phases.bitnet:Bitnet"),
+    Entry("training", "curriculum training on tasks with checkable answers", "arXiv:2405.20233",
+          "train.phases.training:Training", aliases=("forge_training",)),
+    Entry("tool_baking", "prompts and tools baked into weights", "arXiv:2409.13697",
+          "train.phases.tool_baking:ToolBaking"),
+    Entry("adas", "automated design of agentic systems", "arXiv:2408.08435", "train.phases.adas:Adas"),
+    Entry("final_compression", "compression for delivery", "arXiv:2410.10714",
+          "train.phases.final_compression:FinalCompression"),
+)  # fmt: skip
 
 
 def entry(name: str) -> Entry:
@@ -41,7 +58,8 @@ def entry(name: str) -> Entry:
     for known in PHASES:
         if name == known.name or name in known.aliases:
             return known
-    raise Invalid(f"no phase {name}", field="phase_name", value=name, allowed_values=[known.name for known in PHASES])
+    names = [known.name for known in PHASES] + pipelines()
+    raise Invalid(f"no phase {name}", field="phase_name", value=name, allowed_values=names)
 
 
 def phase(name: str, parameters: dict[str, Any]) -> Phase[Any]:
@@ -50,20 +68,62 @@ def phase(name: str, parameters: dict[str, Any]) -> Phase[Any]:
     Raises `Invalid`, or `NotBuilt` for a phase that is not there yet.
     """
     known = entry(name)
-    if known.phase is None:
-        raise NotBuilt(f"phase {known.name} is not built yet", phase=known.name)
+    kind = known.load()
     try:
-        config = known.phase.Config.model_validate(values(known.name) | parameters)
+        config = kind.Config.model_validate(values(known.name) | parameters)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-        raise Invalid(f"{field}: {first['msg']}", field=field, errors=problems) from error
-    made = known.phase(config)
+        raise Invalid(f"{field}: {first['msg']}", field=field, phase=known.name, errors=problems) from error
+    made = kind(config)
     made.check()
     return made
 
 
-def values(name: str, folder: Path = ROOT / "configs" / "phases") -> dict[str, Any]:
+def values(name: str, folder: Path = CONFIGS / "phases") -> dict[str, Any]:
     """The values of `configs/phases/<name>.yaml`."""
-    return yaml.safe_load((folder / f"{name}.yaml").read_text()) or {}
+    path = folder / f"{name}.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+def pipelines() -> list[str]:
+    """The names of `configs/pipelines/*.yaml`."""
+    return sorted(path.stem for path in (CONFIGS / "pipelines").glob("*.yaml"))
+
+
+def pipeline(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """(phase, parameters) in order, of `configs/pipelines/<name>.yaml`: a list of names or of `{name: parameters}`."""
+    read = yaml.safe_load((CONFIGS / "pipelines" / f"{name}.yaml").read_text())
+    return [(item, {}) if isinstance(item, str) else next(iter(item.items())) for item in read]
+
+
+def shared(wanted: list[tuple[str, dict[str, Any]]], parameters: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The phases with `parameters` given to each that has them; data and base models to the first alone.
+
+    Raises `Invalid` for a parameter that no phase has.
+    """
+    left, found = set(parameters), []
+    for number, (name, own) in enumerate(wanted):
+        fields = set(entry(name).load().Config.model_fields) - (FIRST_ONLY if number else set())
+        left -= fields
+        found.append((name, own | {key: value for key, value in parameters.items() if key in fields}))
+    if left:
+        raise Invalid(f"no phase has {min(left)}", field=min(left))
+    return found
+
+
+def stages(wanted: list[tuple[str, dict[str, Any]]]) -> tuple[Stage, ...]:
+    """The stages of a run of those phases, each checked. Raises `Invalid`, `NotBuilt`."""
+    if not wanted:
+        raise Invalid("a run needs a phase", field="phases")
+    made = [phase(name, parameters) for name, parameters in wanted]
+    for number, each in enumerate(made):
+        if number and (each.config.base_models or each.config.datasets):
+            raise Invalid("only a run's first phase takes base_models and datasets", field="phases", phase=each.name)
+        if number and not each.needs_base:
+            raise Invalid(f"{each.name} comes first in a run", field="phases", phase=each.name)
+    return tuple(
+        Stage(phase=each.name, config=each.config.model_dump(mode="json"), total_steps=each.total_steps)
+        for each in made
+    )

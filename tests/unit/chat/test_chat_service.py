@@ -13,7 +13,7 @@ from serve_apps.chat.model import KEPT
 from serve_apps.chat.service import Chat, Reply
 from train.models import Models
 from train.registry import Model, ModelState
-from train.runs import Run, RunState
+from train.runs import Run, RunState, Stage
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ANN = Principal(principal_id="user_ann", owner="user_ann", username="ann", scopes=frozenset({"write"}))
@@ -136,8 +136,9 @@ async def test_a_failure_before_the_first_token_stores_nothing(chat: Chat, engin
 
 async def test_a_model_in_training_says_how_far_it_is(chat: Chat, store: Store):
     run = Run(
-        run_id="task_1", owner="user_ann", phase="cognate", config={}, model_id="model_seedling", model_name="seedling",
-        state=RunState.RUNNING, step=40, total_steps=100, created_at=NOON, updated_at=NOON,
+        run_id="task_1", owner="user_ann", model_id="model_seedling", model_name="seedling",
+        state=RunState.RUNNING, created_at=NOON, updated_at=NOON,
+        stages=(Stage(phase="cognate", config={}, step=40, total_steps=100),),
     )  # fmt: skip
     await store.create(run)
     await store.create(model("seedling", state=ModelState.TRAINING))

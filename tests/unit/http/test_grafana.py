@@ -30,7 +30,7 @@ from serve_apps.chat.engine import ModelRef, Sampling, Turn
 from serve_apps.chat.metered import Metered
 from serve_apps.core import Core
 from serve_apps.kit.readiness import heartbeat
-from train.runs import Run, RunState
+from train.runs import Run, RunState, Stage
 
 FOLDER = Path(__file__).parents[3] / "configs" / "grafana"
 PAGE = FOLDER.parents[1] / "docs" / "observability.md"
@@ -113,8 +113,8 @@ async def drive(client: Client, core: Core, store: Store, admin: dict[str, str])
     await egress.close()
     await store.create(
         Run(
-            run_id="task_1", owner="user_a", phase="cognate", config={}, model_id="m", model_name="m", step=1,
-            state=RunState.RUNNING, total_steps=9, created_at=NOON, updated_at=NOON,
+            run_id="task_1", owner="user_a", model_id="m", model_name="m", state=RunState.RUNNING,
+            stages=(Stage(phase="cognate", config={}, step=1, total_steps=9),), created_at=NOON, updated_at=NOON,
         )
     )  # fmt: skip
     engine = Metered(ScriptedEngine(), core.metrics.registry)

@@ -25,7 +25,7 @@ from serve_apps.core import Core
 from serve_apps.kit.census import trust_histogram
 from serve_apps.kit.exposition import GONE_SECONDS, PROCESS, exposition, remember
 from serve_apps.kit.metrics import Metrics
-from train.runs import Run, RunState
+from train.runs import Run, RunState, Stage
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -124,12 +124,12 @@ def test_a_trust_bucket_holds_all_below_its_bound():
 
 
 async def test_training_is_told_by_phase(client: Client, store: Store):
+    stage = Stage(phase="cognate", config={}, step=10, total_steps=100, metrics={"tokens_per_second": 250.0})
     for number, state in enumerate([RunState.RUNNING, RunState.RUNNING, RunState.COMPLETED]):
         await store.create(
             Run(
-                run_id=f"task_{number}", owner="user_a", phase="cognate", config={}, model_id="m", model_name="m",
-                state=state, step=10, total_steps=100, metrics={"tokens_per_second": 250.0}, created_at=NOON,
-                updated_at=NOON,
+                run_id=f"task_{number}", owner="user_a", model_id="m", model_name="m", state=state,
+                stages=(stage,), created_at=NOON, updated_at=NOON,
             )
         )  # fmt: skip
     found = await scraped(client)

@@ -13,7 +13,7 @@ from http_harness import Client
 from cluster.clock import utc_now
 from cluster.launcher import JobState
 from serve_apps.core import Core
-from serve_apps.dialects.aivillage.routes_models import in_words, size_in_words
+from serve_apps.dialects.aivillage.shapes_models import in_words, size_in_words
 from train.models import Models
 from train.runs import Run, RunEvent, advance
 from train.service import Forge

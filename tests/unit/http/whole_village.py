@@ -115,7 +115,7 @@ async def known(core: Core) -> dict[str, dict[str, str]]:
     template = await core.templates.create(who, **work)
     step = Step(name="sum", task_type="sum", capability_required="sums:v1")
     chain, _ = await core.chains.create(who, client_id=name, name=name, steps=[step])
-    run = await core.forge.start(who, "cognate", {}, max_steps=5)
+    run = await core.forge.start(who, [("cognate", {"max_steps": 5})])
     folder = core.settings.home / "models" / f"model_{name}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights" * 300)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import Conflict, Forbidden, Invalid, ModelNotReady, NotBuilt, NotFound
+from cluster.errors import Conflict, Forbidden, Invalid, ModelNotReady, NotFound
 from cluster.identity.model import SYSTEM, Principal
 from cluster.launcher import JobState
 from cluster.settings import Settings
@@ -87,7 +87,7 @@ async def village(store: Store, tmp_path: Path):
 
 
 async def test_a_run_is_recorded_with_its_resolved_configuration_and_submitted(village: Village):
-    run = await village.forge.start(ANNA, "cognate", {}, max_steps=30, batch_size=4)
+    run = await village.forge.start(ANNA, [("cognate", {"max_steps": 30, "batch_size": 4})])
     assert run.run_id.startswith("task_")
     assert (run.config["max_steps"], run.config["batch_size"], run.config["vocab_size"]) == (30, 4, 2048)
     assert run.job_id in village.launcher.jobs
@@ -100,7 +100,7 @@ async def test_the_documented_example_is_accepted(village: Village):
         "base_models": ["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "Qwen/Qwen2-1.5B-Instruct"],
         "target_architecture": "auto", "merge_strategy": "evolutionary",
     }  # fmt: skip
-    run = await village.forge.start(ANNA, "cognate", parameters, max_steps=2000, batch_size=4)
+    run = await village.forge.start(ANNA, [("cognate", parameters)])
     assert tuple(run.config["base_models"]) == tuple(parameters["base_models"])
 
 
@@ -108,8 +108,6 @@ async def test_the_documented_example_is_accepted(village: Village):
     ("phase", "parameters", "error", "detail"),
     [
         ("no_such_phase", {}, Invalid, "allowed_values"),
-        ("evomerge", {}, NotBuilt, "phase"),
-        ("forge_training", {}, NotBuilt, "phase"),
         ("cognate", {"no_such_parameter": 1}, Invalid, "field"),
         ("cognate", {"max_steps": 0}, Invalid, "field"),
         ("cognate", {"target_architecture": "llama-9t"}, Invalid, "allowed_values"),
@@ -118,18 +116,18 @@ async def test_the_documented_example_is_accepted(village: Village):
 )
 async def test_what_cannot_run_is_refused_before_anything_is_recorded(village, phase, parameters, error, detail):
     with pytest.raises(error) as refused:
-        await village.forge.start(ANNA, phase, parameters)
+        await village.forge.start(ANNA, [(phase, parameters)])
     assert detail in refused.value.details
     assert (await village.forge.page(SYSTEM)).total == 0
 
 
 async def test_a_folder_as_base_model_must_exist_and_is_for_admins(village: Village):
     with pytest.raises(Forbidden):
-        await village.forge.start(ANNA, "cognate", {"base_models": ["/etc"]})
+        await village.forge.start(ANNA, [("cognate", {"base_models": ["/etc"]})])
     with pytest.raises(Invalid):
-        await village.forge.start(SYSTEM, "cognate", {"base_models": ["/no/such/folder"]})
+        await village.forge.start(SYSTEM, [("cognate", {"base_models": ["/no/such/folder"]})])
     with pytest.raises(NotFound):
-        await village.forge.start(ANNA, "cognate", {"base_models": ["model_of_somebody_else"]})
+        await village.forge.start(ANNA, [("cognate", {"base_models": ["model_of_somebody_else"]})])
 
 
 async def test_all_eight_phases_are_named_and_every_configuration_loads():
@@ -139,7 +137,7 @@ async def test_all_eight_phases_are_named_and_every_configuration_loads():
 
 
 async def test_runs_and_models_of_others_do_not_exist(village: Village):
-    run = await village.forge.start(ANNA, "cognate")
+    run = await village.forge.start(ANNA, [("cognate", {})])
     for ask in (village.forge.get, village.forge.logs, village.forge.cancel):
         with pytest.raises(NotFound):
             await ask(BEN, run.run_id)
@@ -150,7 +148,7 @@ async def test_runs_and_models_of_others_do_not_exist(village: Village):
 
 
 async def test_a_failing_job_is_tried_max_attempts_times_and_then_the_run_has_failed(village: Village):
-    run = await village.forge.start(ANNA, "cognate")
+    run = await village.forge.start(ANNA, [("cognate", {})])
     for attempt in range(run.max_attempts):
         assert (await village.forge.get(ANNA, run.run_id)).attempt == attempt + 1
         await village.launcher.ended()
@@ -165,7 +163,7 @@ async def test_a_failing_job_is_tried_max_attempts_times_and_then_the_run_has_fa
 
 
 async def test_a_run_whose_submission_was_lost_is_submitted_again_as_the_same_attempt(village: Village):
-    run = await village.forge.start(ANNA, "cognate")
+    run = await village.forge.start(ANNA, [("cognate", {})])
     await village.launcher.ended()
     village.launcher.jobs.clear()
     assert await village.forge.reconcile() == []  # its maker may still be submitting it
@@ -176,7 +174,7 @@ async def test_a_run_whose_submission_was_lost_is_submitted_again_as_the_same_at
 
 async def test_cancelling_stops_the_job_once(store: Store, tmp_path: Path):
     village = Village(store, tmp_path, "import time; time.sleep(60)")
-    run = await village.forge.start(ANNA, "cognate")
+    run = await village.forge.start(ANNA, [("cognate", {})])
     assert (await village.forge.cancel(ANNA, run.run_id)).state is RunState.CANCELLED
     assert await village.launcher.state(run.job_id) is JobState.FAILED
     with pytest.raises(Conflict):
@@ -186,7 +184,7 @@ async def test_cancelling_stops_the_job_once(store: Store, tmp_path: Path):
 
 
 async def test_a_model_is_registered_once_however_often_it_is_tried(village: Village):
-    run = await village.forge.start(ANNA, "cognate")
+    run = await village.forge.start(ANNA, [("cognate", {})])
     village.write_model(run)
     first, again = await village.registry.register(run), await village.registry.register(run)
     assert first == again
@@ -197,7 +195,7 @@ async def test_a_model_is_registered_once_however_often_it_is_tried(village: Vil
 
 
 async def test_a_download_is_a_tar_of_the_folder_and_always_the_same(village: Village):
-    run = await village.forge.start(ANNA, "cognate")
+    run = await village.forge.start(ANNA, [("cognate", {})])
     with pytest.raises(ModelNotReady):
         await village.models.archive(ANNA, run.model_id)
     village.write_model(run)
@@ -210,7 +208,7 @@ async def test_a_download_is_a_tar_of_the_folder_and_always_the_same(village: Vi
 
 
 async def test_only_its_owner_deletes_a_public_model(village: Village):
-    run = await village.forge.start(ANNA, "cognate", public=True, model_name="shared")
+    run = await village.forge.start(ANNA, [("cognate", {})], public=True, model_name="shared")
     with pytest.raises(Conflict):
         await village.models.delete(ANNA, run.model_id)
     village.write_model(run)
@@ -245,7 +243,7 @@ async def test_a_failed_seedling_is_tried_anew_only_when_asked(village: Village)
 
 
 async def test_the_log_outlives_a_line_that_a_kill_cut_off(village: Village):
-    run = await village.forge.start(ANNA, "cognate")
+    run = await village.forge.start(ANNA, [("cognate", {})])
     log = RunLog(village.settings.home / "runs" / run.run_id, village.clock)
     for step in range(5):
         log.note("checkpoint", step=step)

@@ -29,7 +29,7 @@ async def test_a_runs_job_is_a_span_of_the_request_that_started_it_and_so_are_it
         tracing.configure(settings, "test")
         with tracing.span("POST /v1/models/train", f"00-{TRACE}-b7ad6b7169203331-01"):
             header = tracing.traceparent()
-            run = await village.forge.start(ANNA, "cognate", {"max_steps": 2})
+            run = await village.forge.start(ANNA, [("cognate", {"max_steps": 2})])
         tracing.close()
         assert run.traceparent == header
         village.write_model(run)  # as after a kill between the last step and the end: nothing is left to train
