@@ -5,10 +5,12 @@ fact is known under a wording that was never seen.
 """
 
 import hashlib
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from train.model.tokenizer import Turn
 
@@ -64,6 +66,21 @@ class Corpus:
         """SHA-256 over all fingerprints in order."""
         prints = "".join(document.fingerprint for document in (*self.training, *self.held_out))
         return hashlib.sha256(prints.encode()).hexdigest()
+
+
+def write_documents(file: BinaryIO, documents: Iterable[Document]) -> None:
+    """One JSON object a line."""
+    for document in documents:
+        line = {"source": document.source, "text": document.text, "turns": [list(turn) for turn in document.turns]}
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """What `write_documents` wrote."""
+    with path.open("rb") as file:
+        for line in file:
+            read = json.loads(line)
+            yield Document(read["source"], read["text"], tuple(Turn(*turn) for turn in read["turns"]))
 
 
 def ask(question: str, answer: str) -> tuple[Turn, Turn]:

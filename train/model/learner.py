@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from train.causes import Cause, Failed
-from train.data.sources import Document
+from train.data.sources import Document, read_documents, write_documents
 from train.manifest import write_durably
 from train.model.checkpoint import load_llama, save_llama
 from train.model.llama import Llama, same_document
 from train.model.shape import Shape
 from train.model.tokenizer import PAD, Tokenizer, Turn
+
+REPLAY = "replay.jsonl"
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Learner:
     write: Callable[["Learner", Path], None]
     phases: list[str] = field(default_factory=list)  # of the forge, that the weights went through before
     shape: Shape | None = None  # of a Llama of ours
+    replay: list[Document] = field(default_factory=list)  # what later phases mix in, or the model forgets what it shows
 
     @property
     def parameters(self) -> int:
@@ -52,6 +55,9 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Weights, configuration and tokenizer, as transformers and vLLM read them."""
         self.write(self, folder)
+        if self.replay:
+            with (folder / REPLAY).open("wb") as file:
+                write_documents(file, self.replay)
 
 
 def fresh(shape: Shape, tokenizer: Tokenizer) -> Learner:
@@ -73,6 +79,8 @@ def load(folder: Path) -> Learner:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Failed(f"the model in {folder} cannot be loaded: {error}", Cause.BASE_MODEL) from error
     made.phases = phases
+    if (folder / REPLAY).exists():
+        made.replay = list(read_documents(folder / REPLAY))
     return made
 
 
