@@ -49,6 +49,9 @@ class Reporter:
         self.loop = asyncio.Runner()
         self.told_at, self.told_step, self.number = 0.0, 0, 0
 
+    def __reduce__(self) -> Any:
+        return Reporter, (Store(self.store.url), self.run, self.clock)  # Tune writes its callbacks down
+
     def begin(self, number: int) -> None:
         """Stage `number` is on. Raises `Ended`."""
         self.number, self.told_at, self.told_step = number, 0.0, 0

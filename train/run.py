@@ -5,6 +5,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,8 @@ from train.registry import Registry, write_model
 from train.reporting import Ended, Reporter, RunLog, move
 from train.runs import FINAL, Run, RunEvent
 from train.stage import configured, ended
-from train.stages import groups, through
+from train.stages import groups, in_job, through
+from train.trials import Children
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # for a store that is away
@@ -89,7 +91,7 @@ def train(run: Run, bases: tuple[Path, ...], settings: Settings) -> None:
     ray.init(address=address, runtime_env={"env_vars": environment}, include_dashboard=False)
     try:
         for numbers in groups(run):
-            if configured(run, numbers[0]).place == "trials":
+            if in_job(configured(run, numbers[0])):
                 search(run, numbers, bases, settings)
             else:
                 fit(run, numbers, bases, settings)
@@ -100,20 +102,22 @@ def train(run: Run, bases: tuple[Path, ...], settings: Settings) -> None:
 
 
 def search(run: Run, numbers: list[int], bases: tuple[Path, ...], settings: Settings) -> None:
-    """Stages of place "trials": the phase runs here, its candidates in Tune's processes."""
+    """Stages that search: the phase runs here, its candidates or trials in Tune's processes."""
     import torch
 
+    from train.trying import tried
     from train.tune import evolver
 
     store, log = Store(settings.redis), RunLog(run_folder(settings.home, run.run_id), utc_now)
-    reporter = Reporter(store, run, utc_now)
+    reporter, children = Reporter(store, run, utc_now), Children(Store(settings.redis), run, numbers[0], utc_now)
     through(
         numbers, bases, reporter,
         Work(
             run=run, number=numbers[0], home=settings.home, root=ROOT, rank=0, world=1, device=torch.device("cpu"),
             wrap=lambda module: module, report=reporter.report, note=log.note,
-            evolve=evolver(run_folder(settings.home, run.run_id) / "ray"),
+            evolve=evolver(run_folder(settings.home, run.run_id) / "ray" / str(numbers[0]), children),
         ),
+        tried=partial(tried, children),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from train.phases.phase import run_folder
 from train.registry import Registry
 from train.reporting import LOG, changed, move
 from train.runs import FINAL, Run, RunEvent, RunState, lost
+from train.trials import Trial
 
 Phases = Sequence[tuple[str, Mapping[str, Any]]]
 SEEDLING = "seedling"
@@ -93,6 +94,13 @@ class Forge:
         """The last lines of the run's own log, oldest first: each has `at`, `level` and `message`."""
         await self.get(who, run_id)
         return await asyncio.to_thread(read_log, run_folder(self.settings.home, run_id) / LOG, tail)
+
+    async def trials(
+        self, who: Principal, run_id: str, state: str = "any", offset: int = 0, limit: int = 50
+    ) -> Page[Trial]:
+        """The trials of the run's searches in their order: what was tried, and what it measured."""
+        await self.get(who, run_id)
+        return await self.store.page(Trial, "run", run_id, state, offset=offset, limit=limit, newest_first=False)
 
     async def output(self, who: Principal, run_id: str) -> str:
         """What the current attempt's job printed, as far as the launcher still knows."""

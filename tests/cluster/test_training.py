@@ -4,16 +4,16 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eventually import eventually
+from jobs import Processes
 
 from cluster.clock import utc_now
 from cluster.identity.model import SYSTEM
-from cluster.launcher import JobState
 from cluster.settings import Settings
 from cluster.store import Store
 from train.models import Models
@@ -24,29 +24,6 @@ SMALL = {
     "vocab_size": 512, "context_length": 64, "batch_size": 2, "max_steps": 500, "checkpoint_steps": 25,
     "held_out_tokens": 512, "threads": 1, "grokfast_lamb": 0.5,
 }  # fmt: skip
-
-
-class Processes:
-    """Jobs as processes, each of which starts a Ray of its own."""
-
-    def __init__(self) -> None:
-        self.started: list[asyncio.subprocess.Process] = []
-
-    async def submit(self, job_id: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        job = await asyncio.create_subprocess_exec(*command, env=own | dict(environment), start_new_session=True)
-        self.started.append(job)
-
-    async def stop(self, job_id: str) -> None:
-        for job in self.started:
-            if job.returncode is None:
-                os.killpg(job.pid, signal.SIGKILL)
-
-    async def state(self, job_id: str) -> JobState:
-        return JobState.RUNNING
-
-    async def log(self, job_id: str) -> str:
-        return ""
 
 
 @pytest.fixture

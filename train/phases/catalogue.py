@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from cluster.errors import Invalid, NotBuilt
 from cluster.settings import ROOT
-from train.phases.phase import Phase
+from train.hyperparameters import corners, sampled
+from train.phases.phase import Phase, PhaseConfig
 from train.runs import Stage
 
 CONFIGS = ROOT / "configs"
@@ -76,9 +77,30 @@ def phase(name: str, parameters: dict[str, Any]) -> Phase[Any]:
         field = ".".join(str(part) for part in first["loc"])
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         raise Invalid(f"{field}: {first['msg']}", field=field, phase=known.name, errors=problems) from error
+    if config.search is not None:
+        searchable(known.name, kind, config)
     made = kind(config)
     made.check()
     return made
+
+
+def searchable(name: str, kind: type[Phase[Any]], config: PhaseConfig) -> None:
+    """Raises `Invalid` for a search over what the phase does not have, or over values that it refuses."""
+    assert config.search is not None
+    if kind.place == "trials":
+        raise Invalid(f"{name} is a search itself", field="search", phase=name)
+    fixed = set(PhaseConfig.model_fields) - {"seed"}
+    for field in config.search.space:
+        if field not in kind.Config.model_fields or field in fixed:
+            raise Invalid(f"{name} has no {field} to search over", field=f"search.space.{field}", phase=name)
+    plain = config.model_dump(mode="json")
+    for point in corners(config.search):
+        try:
+            kind.Config.model_validate(sampled(plain, point))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = f"search.space.{'.'.join(str(part) for part in first['loc'])}"
+            raise Invalid(f"{field}: {first['msg']}", field=field, phase=name) from error
 
 
 def values(name: str, folder: Path = CONFIGS / "phases") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from train.evaluate.quality import Quality
+from train.hyperparameters import SearchConfig
 from train.runs import Run
 from train.search import Evolve
 
@@ -27,6 +28,7 @@ class PhaseConfig(BaseModel):
     scale: str = "auto"  # a file of configs/scale, or what the cluster's resources suggest
     workers: int = Field(0, ge=0)  # training processes; 0: as the scale says
     threads: int = Field(0, ge=0)  # of each worker; 0: as many as its machine has cores
+    search: SearchConfig | None = None  # several trials with other parameters, of which the best is kept
 
 
 class TrainedConfig(PhaseConfig):
@@ -84,11 +86,12 @@ class Work:
     base: Path | None = None  # the model folder to begin with; None only for a model from nothing
     siblings: tuple[Path, ...] = ()  # more model folders of the same shape, for merging
     evolve: Evolve | None = None  # evaluates candidates side by side; for phases of place "trials"
+    inside: str = ""  # of a trial: its folder within the stage's
 
     @property
     def folder(self) -> Path:
         """Where this stage keeps what only it needs, and where it leaves its model."""
-        return stage_folder(self.home, self.run, self.number)
+        return stage_folder(self.home, self.run, self.number) / self.inside
 
     @property
     def output(self) -> Path:
