@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from train import parallel
+
 
 class GrokFast:
     """Keeps mean <- alpha * mean + (1 - alpha) * g for every gradient g and makes it g + lamb * mean.
@@ -31,8 +33,8 @@ class GrokFast:
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """What a checkpoint keeps."""
-        return {"means": self.means}
+        return {"means": [parallel.whole(mean) for mean in self.means]}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
         """Go on from a checkpoint."""
-        self.means = [mean.to(p.device) for mean, p in zip(state["means"], self.parameters, strict=False)]
+        self.means = [parallel.like(mean, p) for mean, p in zip(state["means"], self.parameters, strict=False)]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train import parallel
 from train.causes import Cause, Failed
 from train.data.packing import IGNORED, Batch, Batches, Position
 from train.grokfast import GrokFast
@@ -150,16 +151,23 @@ class Loop:
             "history": [tuple(point) for point in self.progress.history],
             "held_out": [tuple(held) for held in self.progress.held_out],
         }
+        if parallel.sharded(self.model):
+            weights, moments = parallel.state(self.model, self.optimizer)
+        else:
+            weights, moments = bare(self.model).state_dict(), self.optimizer.state_dict()
         return {
-            "model": bare(self.model).state_dict(), "optimizer": self.optimizer.state_dict(),
+            "model": weights, "optimizer": moments,
             "grokfast": self.grokfast.state_dict(), "random": torch.get_rng_state(),
             "position": tuple(self.batches.position), "progress": progress,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on as if there had been no break."""
-        bare(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if parallel.sharded(self.model):
+            parallel.restore(self.model, self.optimizer, state["model"], state["optimizer"])
+        else:
+            bare(self.model).load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.grokfast.load_state_dict(state["grokfast"])
         torch.set_rng_state(state["random"])
         self.batches.position = Position(*state["position"])
@@ -168,14 +176,18 @@ class Loop:
             **kept | {"history": [Point(*p) for p in kept["history"]], "held_out": [Held(*h) for h in kept["held_out"]]}
         )
 
-    def run(self) -> Progress:
-        """Train to the last step; the held-out loss is measured before the first step and after the last."""
+    def run(self, until: int | None = None) -> Progress:
+        """Train to the last step, or to step `until` of the same schedule.
+
+        The held-out loss is measured before the first step and after the last one taken.
+        """
         if not self.progress.held_out:
             self._measure()
+        end = min(until or self.config.max_steps, self.config.max_steps)
         data, saved_at = iter(self.batches), time.monotonic()
-        while self.progress.step < self.config.max_steps:
+        while self.progress.step < end:
             self._step(next(data))
-            step, last = self.progress.step, self.progress.step == self.config.max_steps
+            step, last = self.progress.step, self.progress.step == end
             every = self.config.evaluate_steps
             if last or (every and step % every == 0):
                 self._measure()
@@ -215,7 +227,7 @@ class Loop:
         if not math.isfinite(value):
             raise Failed(f"the loss is {value} at step {self.progress.step + 1}", Cause.NOT_FINITE)
         self.grokfast.filter()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm).item()
+        norm = parallel.whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)).item()
         if not math.isfinite(norm):
             raise Failed(f"the gradient's norm is {norm} at step {self.progress.step + 1}", Cause.EXPLODING)
         self.optimizer.step()

@@ -11,7 +11,7 @@ from cluster.errors import Conflict, ModelNotReady, NotFound, TrainingFailed
 from cluster.events import Event
 from cluster.identity.model import Principal
 from cluster.store import Page, Store
-from train.registry import PUBLIC, Model, ModelState
+from train.registry import PUBLIC, Model, ModelState, expansion
 
 PIECE = 1 << 20  # bytes of a download at once
 
@@ -77,15 +77,20 @@ class Models:
         await self.store.delete(Model, model.model_id, gone)
         # The record went first: a folder that a crash leaves behind is unused space, a record without folder a lie.
         await asyncio.to_thread(shutil.rmtree, model.path, True)
+        if model.digest:
+            home = Path(model.path).parents[1]
+            await asyncio.to_thread(shutil.rmtree, expansion(home, model.digest), True)
         return model
 
 
 def refuse_failed(model: Model) -> None:
     """Raises `TrainingFailed` for a model that will never be there."""
     if model.state in (ModelState.FAILED, ModelState.CANCELLED):
+        why = f": {model.error}" if model.error else ""
         raise TrainingFailed(
-            f"the training of {model.model_id} is {model.state}", model_id=model.model_id, status=model.state
-        )
+            f"the training of {model.model_id} is {model.state}{why}",
+            model_id=model.model_id, status=model.state, cause=model.cause,
+        )  # fmt: skip
 
 
 def sees(who: Principal, model: Model) -> bool:

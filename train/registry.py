@@ -55,6 +55,8 @@ class Model(Record):
     context_length: int = 0  # tokens
     metrics: dict[str, float] = {}
     lineage: dict[str, Any] = {}
+    error: str = ""  # why there is no model
+    cause: str = ""
     created_at: datetime
     completed_at: datetime | None = None
 
@@ -80,6 +82,11 @@ def completed(model: Model, at: datetime) -> Model:
         "completed_at": at,
     }  # fmt: skip
     return model.model_copy(update=update)
+
+
+def expansion(home: Path, digest: str) -> Path:
+    """Where the chat keeps a compressed model of that digest in expanded form."""
+    return home / "cache" / "models" / digest
 
 
 def write_model(home: Path, run: Run, bases: tuple[Path, ...]) -> None:
@@ -149,7 +156,8 @@ class Registry:
 
         def step(model: Model) -> Model:
             ended = model.state in (ModelState.FAILED, ModelState.CANCELLED)
-            return model.model_copy(update={"state": ModelState.TRAINING}) if ended else model
+            update = {"state": ModelState.TRAINING, "error": "", "cause": ""}
+            return model.model_copy(update=update) if ended else model
 
         return await self.store.upsert(expected(run, self.home), step)
 
@@ -172,6 +180,7 @@ class Registry:
         state = ModelState.CANCELLED if run.state is RunState.CANCELLED else ModelState.FAILED
 
         def step(model: Model) -> Model:
-            return model if model.state is not ModelState.TRAINING else model.model_copy(update={"state": state})
+            update = {"state": state, "error": run.error, "cause": run.cause}
+            return model if model.state is not ModelState.TRAINING else model.model_copy(update=update)
 
         return await self.store.upsert(expected(run, self.home), step)

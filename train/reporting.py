@@ -12,7 +12,7 @@ from cluster.events import Event
 from cluster.store import Store
 from train.loop import Progress
 from train.phases.phase import Outcome
-from train.runs import Run, RunEvent, RunState, StageState, advance, with_stage
+from train.runs import Run, RunEvent, RunState, StageState, advance, remaining, with_stage
 from train.stage import Ended as StageEnded
 
 EVERY_SECONDS = 0.5  # between two progress events
@@ -123,14 +123,6 @@ class Reporter:
         except Unavailable:
             return False
         return True
-
-
-def remaining(run: Run, seconds: float | None) -> float | None:
-    """Of the whole run: `seconds` of the stage that is on, when it is the last; None where others are still to come.
-
-    How long a stage will take is known only once it runs; a caller that has records of earlier runs adds them.
-    """
-    return seconds if run.stages_ended == len(run.stages) - 1 else None
 
 
 def current(progress: Progress, since: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from train.data.packing import Batches
+from train import parallel
+from train.causes import Cause, Failed
+from train.data.packing import START, Batches
 from train.evaluate.perplexity import perplexity
 from train.loop import Loop, LoopConfig, Objective, Progress
 from train.manifest import Checkpoints, write_durably
@@ -21,37 +24,56 @@ CURVE = "curve.json"
 def train(
     work: Work, config: TrainedConfig, model: nn.Module, batches: Batches, *,
     evaluate: Callable[[nn.Module], tuple[float, float]], objective: Objective | None = None, name: str = "checkpoints",
+    until: int | None = None, branch_of: str = "",
 ) -> Progress:  # fmt: skip
     """Train to the last step. Every worker calls it; rank 0 saves and reports. `name` tells two loops of a stage apart.
 
-    Leaves `curve.json` in the stage's folder: every step's loss, and the held-out measurements.
+    `until` ends the loop in the middle of its schedule; a `branch_of` such a loop goes on from there, with batches and
+    a seed of its own. Leaves `curve.json` in the stage's folder: every step's loss, and the held-out measurements.
     """
     checkpoints = Checkpoints(work.folder / name)
 
     def save(step: int, state: dict[str, Any]) -> None:
         if work.rank == 0:
+            begun = time.monotonic()
             checkpoints.save(step, lambda file: torch.save(state, file))
-            work.note("checkpoint", step=step)
+            work.note("checkpoint", step=step, seconds=round(time.monotonic() - begun, 4))
 
     def measure(model: nn.Module) -> tuple[float, float]:
+        begun = time.monotonic()
         loss, accuracy = evaluate(model)
-        work.note("held-out text", loss=round(loss, 4), accuracy=round(accuracy, 4))
+        spent = round(time.monotonic() - begun, 4)
+        work.note("held-out text", loss=round(loss, 4), accuracy=round(accuracy, 4), seconds=spent)
         return loss, accuracy
 
+    shared = work.wrap(model)
     settings = LoopConfig.model_validate(config.model_dump(include=set(LoopConfig.model_fields)))
     loop = Loop(
-        work.wrap(model), batches, settings, evaluate=measure, save=save, report=work.report, device=work.device,
+        shared, batches, settings, evaluate=measure, save=save, report=work.report, device=work.device,
         objective=objective,
     )  # fmt: skip
     if (found := checkpoints.newest()) is not None:
         loop.restore(torch.load(found[1], weights_only=True))
         work.note("resumed", step=found[0].step)
+    elif branch_of:
+        found = Checkpoints(work.folder / branch_of).newest()
+        if found is None:
+            raise Failed(f"there is no checkpoint of {branch_of} to branch off", Cause.DAMAGED)
+        loop.restore(torch.load(found[1], weights_only=True) | elsewhere(batches.seed))
+        work.note("branched off", step=found[0].step, of=branch_of, branch=name)
     else:
         work.note("training from the start", parameters=sum(p.numel() for p in model.parameters()))
-    progress = loop.run()
+    progress = loop.run(until)
+    if parallel.sharded(shared):
+        parallel.gather(shared, model)
     if work.rank == 0:
         keep_curve(work.folder / (CURVE if name == "checkpoints" else f"{name}.{CURVE}"), progress)
     return progress
+
+
+def elsewhere(seed: int) -> dict[str, Any]:
+    """What a branch does not take over from the loop that it comes from: the place in the data, and chance."""
+    return {"position": tuple(START), "random": torch.Generator().manual_seed(seed).get_state()}
 
 
 def keep_curve(path: Path, progress: Progress) -> None:

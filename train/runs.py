@@ -1,5 +1,6 @@
 """A training run: its stages, its record and its life, as a table. Pure: no clock, no store, no Ray."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -71,6 +72,7 @@ class Stage(BaseModel):
     reason: str = ""  # the gate's
     digest: str = ""  # of the model's folder that the next stage reads
     seconds: float = 0.0  # of work, over all attempts
+    expected_seconds: float | None = None  # as such a stage took here lately; None where none did
 
     @property
     def progress(self) -> float:
@@ -199,6 +201,26 @@ def with_stage(run: Run, number: int, **update: Any) -> Run:
     stages = list(run.stages)
     stages[number] = stages[number].model_copy(update=update)
     return run.model_copy(update={"stages": tuple(stages)})
+
+
+def size(stage: Stage) -> float:
+    """How much work a stage is, beside others of the same phase: steps, and tokens a step where it has them."""
+    return stage.total_steps * stage.config.get("batch_size", 1) * stage.config.get("context_length", 1)
+
+
+def expected(stage: Stage, past: Iterable[Run]) -> float | None:
+    """Seconds that the newest `past` run with this phase took for it, scaled by size; None where none had it."""
+    done = (each for run in past for each in run.stages if each.phase == stage.phase and each.seconds)
+    last = next(done, None)
+    return None if last is None else last.seconds * size(stage) / size(last)
+
+
+def remaining(run: Run, seconds: float | None) -> float | None:
+    """Of the whole run: `seconds` of the stage that is on, and what is expected of those to come; None if unknown."""
+    to_come = [stage.expected_seconds for stage in run.stages[run.current + 1 :]]
+    if seconds is None or None in to_come:
+        return None
+    return seconds + sum(each for each in to_come if each is not None)
 
 
 def lost(run: Run, at: datetime, why: str) -> Run:

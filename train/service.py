@@ -19,14 +19,15 @@ from cluster.store import Page, Store
 from train.bases import is_local
 from train.models import Models
 from train.phases import catalogue
-from train.phases.phase import run_folder
+from train.phases.phase import run_folder, stage_folder
 from train.registry import Registry
 from train.reporting import LOG, changed, move
-from train.runs import FINAL, Run, RunEvent, RunState, lost
+from train.runs import FINAL, Run, RunEvent, RunState, expected, lost
 from train.trials import Trial
 
 Phases = Sequence[tuple[str, Mapping[str, Any]]]
 SEEDLING = "seedling"
+RECENT = 20  # completed runs that an estimate looks back on
 SUBMITTED_WITHIN = timedelta(seconds=10)  # a run that was just made is being submitted by whoever made it
 ENDED = (JobState.FAILED, JobState.STOPPED, JobState.SUCCEEDED)
 
@@ -52,9 +53,11 @@ class Forge:
             named = [await self._base(who, name) for name in listed(bases)]
             wanted[0] = (wanted[0][0], wanted[0][1] | {"base_models": named})
         stages = catalogue.stages(wanted)
-        if stages[0].phase != "cognate" and not stages[0].config["base_models"]:
+        if catalogue.entry(stages[0].phase).load().needs_base and not stages[0].config["base_models"]:
             default = (await self.models.get(who, SEEDLING)).path
             stages = catalogue.stages([(wanted[0][0], wanted[0][1] | {"base_models": [default]}), *wanted[1:]])
+        recent = (await self.page(SYSTEM, RunState.COMPLETED, limit=RECENT)).items
+        stages = tuple(s.model_copy(update={"expected_seconds": expected(s, recent)}) for s in stages)
         model_id, at = model_id or new_id("model"), self.clock()
         run = Run(
             run_id=run_id or new_id("task"), owner=who.owner, stages=stages, model_id=model_id, public=public,
@@ -101,6 +104,11 @@ class Forge:
         """The trials of the run's searches in their order: what was tried, and what it measured."""
         await self.get(who, run_id)
         return await self.store.page(Trial, "run", run_id, state, offset=offset, limit=limit, newest_first=False)
+
+    async def curves(self, who: Principal, run_id: str) -> list[dict[str, Any]]:
+        """Of each stage that has trained: every step's loss, learning rate and gradient norm, and what was held out."""
+        run = await self.get(who, run_id)
+        return await asyncio.to_thread(read_curves, self.settings.home, run)
 
     async def output(self, who: Principal, run_id: str) -> str:
         """What the current attempt's job printed, as far as the launcher still knows."""
@@ -192,7 +200,21 @@ def unfolded(phases: Phases) -> list[tuple[str, dict[str, Any]]]:
             found += catalogue.shared(catalogue.pipeline(name), parameters)
         else:
             found.append((name, dict(parameters)))
-    return found
+    return merged_first(found)
+
+
+def merged_first(phases: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Cognate from several base models begins with evomerge, unless their plain average is wanted."""
+    if not phases or phases[0][0] != "cognate":
+        return phases
+    own = phases[0][1]
+    bases, strategy = own.get("base_models") or (), own.get("merge_strategy", "evolutionary")
+    if len(bases) < 2 or strategy != "evolutionary":
+        return phases
+    fields = set(catalogue.entry("evomerge").load().Config.model_fields)
+    first = {name: value for name, value in own.items() if name in catalogue.FIRST_ONLY & fields}
+    rest = {name: value for name, value in own.items() if name not in catalogue.FIRST_ONLY}
+    return [("evomerge", first), ("cognate", rest), *phases[1:]]
 
 
 def listed(bases: Any) -> list[str]:
@@ -200,6 +222,15 @@ def listed(bases: Any) -> list[str]:
     if not isinstance(bases, list | tuple) or not all(isinstance(name, str) for name in bases):
         raise Invalid("base_models is a list of names", field="base_models")
     return list(bases)
+
+
+def read_curves(home: Path, run: Run) -> list[dict[str, Any]]:
+    """The stages' `curve.json`."""
+    found = []
+    for number, stage in enumerate(run.stages):
+        for path in sorted(stage_folder(home, run, number).glob("*curve.json")):
+            found.append({"phase": stage.phase, "stage": number, "name": path.stem} | json.loads(path.read_text()))
+    return found
 
 
 def read_log(path: Path, tail: int) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from train.resumable import forget_peak, peak_memory_bytes, together
 from train.runs import Run
 
 OUTCOME = "outcome.json"
+CARRIED = ("agent.json",)  # adas's
 
 
 class Ended(BaseModel):
@@ -87,6 +88,7 @@ def execute(phase: Phase[Any], work: Work, known: Quality | None) -> Ended | Non
     together(work)
     if work.rank != 0:
         return None
+    carry(work)
     after = measure(work, work.output)
     before = before or at_the_start(metrics, after)
     verdict = phase.gate(before, after, metrics)
@@ -101,6 +103,14 @@ def execute(phase: Phase[Any], work: Work, known: Quality | None) -> Ended | Non
     write_durably(work.folder / OUTCOME, lambda file: file.write(outcome.model_dump_json(indent=1).encode()))
     work.note("gate", phase=phase.name, outcome=verdict.outcome.value, reason=verdict.reason)
     return outcome
+
+
+def carry(work: Work) -> None:
+    """What an earlier phase left beside the weights goes on with them, unless this one left its own."""
+    for name in CARRIED:
+        if work.base and (work.base / name).exists() and not (work.output / name).exists():
+            content = (work.base / name).read_bytes()
+            write_durably(work.output / name, lambda file, content=content: file.write(content))
 
 
 def measure(work: Work, folder: Path) -> Quality:

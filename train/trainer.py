@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from cluster.clock import utc_now
 from cluster.origin import within
 from cluster.settings import ROOT, Settings
 from cluster.store import Store
+from train import parallel, scale
 from train.causes import cause_of
 from train.phases.phase import Work, run_folder
 from train.reporting import Ended, Reporter, RunLog, fail
 from train.runs import Run
+from train.scale import Scale
 from train.stages import through
 
 NICENESS = 5  # the gateway and the engines come first
 MAX_FAILURES = 5  # of a worker, within one attempt
-SCRAP_OF_A_CPU = 0.01
 
 
 def fit(run: Run, numbers: list[int], bases: tuple[Path, ...], settings: Settings) -> None:
@@ -34,6 +35,11 @@ def fit(run: Run, numbers: list[int], bases: tuple[Path, ...], settings: Setting
     A worker that dies is started again and goes on from the newest checkpoint. Raises Ray's error after too many.
     """
     config = run.stages[numbers[0]].config
+    with_gpu = sum(bool(node["Resources"].get("GPU")) for node in ray.nodes() if node["Alive"])
+    whole = ray.cluster_resources()
+    name = scale.suggested(whole, with_gpu) if config["scale"] == "auto" else config["scale"]
+    shape = scale.fitted(scale.known(name), config["workers"], whole, ray.available_resources())
+    elastic = 0 < shape.least_workers < shape.workers
     trainer = TorchTrainer(
         work,
         train_loop_config={
@@ -42,9 +48,15 @@ def fit(run: Run, numbers: list[int], bases: tuple[Path, ...], settings: Setting
             "bases": [str(base) for base in bases],
             "home": str(settings.home),
             "redis": settings.redis,
+            "strategy": shape.strategy,
             "traceparent": tracing.traceparent(),
         },
-        scaling_config=scaling(config["workers"] or 1, ray.available_resources()),
+        scaling_config=ScalingConfig(
+            num_workers=(shape.least_workers, shape.workers) if elastic else shape.workers,
+            use_gpu=shape.gpus_per_worker > 0,
+            resources_per_worker=resources(shape),
+            placement_strategy=shape.placement,
+        ),
         run_config=RunConfig(
             name=f"{run.job_id}-{numbers[0]}",
             storage_path=str(run_folder(settings.home, run.run_id) / "ray"),
@@ -52,17 +64,6 @@ def fit(run: Run, numbers: list[int], bases: tuple[Path, ...], settings: Setting
         ),
     )
     trainer.fit()
-
-
-def scaling(workers: int, free: Mapping[str, float]) -> ScalingConfig:
-    """A GPU each where there are enough, else a CPU each; a scrap of one where replicas hold them all.
-
-    What is reserved decides where a worker is placed, not how fast it is: it shares the cores, and is nice about it.
-    """
-    if free.get("GPU", 0) >= workers:
-        return ScalingConfig(num_workers=workers, use_gpu=True)
-    share = 1.0 if free.get("CPU", 0) >= workers else SCRAP_OF_A_CPU
-    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": share})
 
 
 def work(given: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ def work(given: dict[str, Any]) -> None:
                 given["numbers"], tuple(Path(base) for base in given["bases"]), reporter if leads else None,
                 Work(
                     run=run, number=0, home=home, root=ROOT, rank=rank, world=world, device=get_device(),
-                    wrap=prepare_model, report=reporter.report if leads else lambda _: None,
+                    wrap=wrapper(given["strategy"], world), report=reporter.report if leads else lambda _: None,
                     note=log.note if leads else lambda *_, **__: None,
                 ),
             )  # fmt: skip
@@ -101,6 +102,19 @@ def work(given: dict[str, Any]) -> None:
             raise
     finally:
         tracing.close()  # a worker may be taken for another phase, or away, as soon as this returns
+
+
+def resources(shape: Scale) -> dict[str, float]:
+    """What a worker reserves."""
+    gpus = {"GPU": shape.gpus_per_worker} if shape.gpus_per_worker else {}
+    return {"CPU": shape.cpus_per_worker} | gpus
+
+
+def wrapper(strategy: str, world: int) -> Callable[[Any], Any]:
+    """How a module is shared by the workers."""
+    if strategy == "fsdp" and world > 1:
+        return lambda module: parallel.shard(module, get_device())
+    return prepare_model
 
 
 def end(store: Store, run: Run, log: RunLog, error: Exception) -> bool:

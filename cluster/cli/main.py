@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster import supervisor
-from cluster.cli import audit, logs, torture, trust, users, webhooks, worker
+from cluster.cli import audit, logs, torture, training, trust, users, webhooks, worker
 from cluster.cli import status as status_table
 from cluster.cli import tour as guided
 from cluster.cli.agent import TAGS, DemoAgent
@@ -59,18 +59,6 @@ def token(settings: Settings, told: Told) -> int:
     else:
         say(client.token)
     return 0
-
-
-def train(settings: Settings, told: Told) -> int:
-    """Train a model and watch it."""
-    client = Client(settings)
-    body: dict[str, Any] = {"phase_name": told.phase, "parameters": json.loads(told.parameters), "real_training": True}
-    body |= {name: value for name, value in (("max_steps", told.steps), ("batch_size", told.batch)) if value}
-    run = client.post("/v1/models/train", body)
-    say(f"run {run['task_id']}")
-    ended = guided.watch_training(client, run["task_id"], console)
-    say(json.dumps(ended["metrics"]))
-    return 0 if ended["status"] == "completed" else 1
 
 
 def chat(settings: Settings, told: Told) -> int:
@@ -151,11 +139,7 @@ def parser() -> argparse.ArgumentParser:
     worker.grammar(verb)
     torture.grammar(verb)
     verb("token", token).add_argument("username", nargs="?")
-    training = verb("train", train)
-    training.add_argument("phase", nargs="?", default="cognate")
-    training.add_argument("--steps", type=int)
-    training.add_argument("--batch", type=int)
-    training.add_argument("--parameters", default="{}", help="JSON, as in the API")
+    training.grammar(verbs, verb)
     talking = verb("chat", chat)
     talking.add_argument("message", nargs="?")
     talking.add_argument("--model", default="")

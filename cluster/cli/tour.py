@@ -35,7 +35,8 @@ def watch_training(client: Client, run_id: str, console: Console) -> dict[str, A
         while True:
             state = client.get(f"/v1/models/train/{run_id}/status")
             loss = state["metrics"].get("loss")
-            said = f"step {state['metrics'].get('current_step', 0)}" + (f", loss {loss:.3f}" if loss else "")
+            said = f"{state['current_phase']}, step {state['metrics'].get('current_step', 0)}"
+            said += f", loss {loss:.3f}" if loss else ""
             progress.update(shown, completed=state["progress"]["overall_progress"], said=said)
             if state["status"] in ENDED:
                 return state

@@ -13,7 +13,7 @@ from train.models import Models
 
 def build_engine(settings: Settings) -> Engines:
     """The engines of a chat replica. Cheap: vLLM is imported by the first load. Needs a running event loop."""
-    here = VllmEngine(settings.chat_memory_mb, settings.chat_kv_mb, settings.chat_threads)
+    here = VllmEngine(settings.chat_memory_mb, settings.chat_kv_mb, settings.chat_threads, settings.home)
     return Engines(here, OpenAIEngine(settings.chat_api_key))
 
 

@@ -56,7 +56,7 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None  # alternatives per position; 0 gives the chosen token's alone
     measure: bool = False  # whether `Finish.mean_probability` is wanted: it costs a tenth of the speed
-    stream: bool = True  # False: one Delta at the end, which saves the work of the others
+    stream: bool = True  # False: one Delta at the end where that can be, which saves the work of the others
     json_schema: dict[str, Any] | None = field(default=None, hash=False)
     json_object: bool = False  # any JSON document
 
@@ -90,6 +90,7 @@ class Finish:
     dropped_turns: int = 0  # oldest messages that the context had no room for
     max_tokens: int | None = None  # what the request's own figure came down to, where the context was shorter
     cached_tokens: int = 0  # of the prompt, those that the engine still had from another request
+    thought_tokens: int = 0  # of the completion, those of thoughts, which nobody is shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def folder_model(folder: Path, model_id: str, name: str, digest: str) -> ModelRe
     config = folder / "config.json"
     if not config.is_file():
         raise Unavailable(f"{folder} holds no checkpoint: there is no config.json", component="chat")
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.village")])
     stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in [config, *weights]]
     return ModelRef(
         model_id,

@@ -8,13 +8,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cluster.errors import InsufficientResources, Unavailable, VillageError
 from serve_apps.chat.engine import Delta, Finish, Loaded, ModelRef, Sampling, Turn
+from serve_apps.chat.expansion import servable
 from serve_apps.chat.residency import leaving
+from train.causes import Failed
 
 if TYPE_CHECKING:
     from serve_apps.chat.vllm_model import VllmModel
@@ -42,10 +45,13 @@ class Slot:
 
 
 class VllmEngine:
-    """`ChatEngine` over vLLM; `memory_mb` is what its models may hold together, each with a cache of `kv_mb`."""
+    """`ChatEngine` over vLLM; `memory_mb` is what its models may hold together, each with a cache of `kv_mb`.
 
-    def __init__(self, memory_mb: int, kv_mb: int, threads: int = 0) -> None:
-        self.budget_mb, self.kv_mb, self.threads = memory_mb, kv_mb, threads
+    Compressed models are expanded under `home`.
+    """
+
+    def __init__(self, memory_mb: int, kv_mb: int, threads: int = 0, home: Path = Path(".village")) -> None:
+        self.budget_mb, self.kv_mb, self.threads, self.home = memory_mb, kv_mb, threads, home
         self._slots: dict[str, Slot] = {}
         self._lock = asyncio.Lock()
         self._overhead_mb = 0.0  # of an engine beyond weights and cache: measured at each load, 0 before the first
@@ -138,6 +144,13 @@ class VllmEngine:
 
     async def _load(self, model: ModelRef) -> "VllmModel":
         async with self._lock:
+            try:
+                model = await asyncio.to_thread(servable, model, self.home)
+            except Failed as error:
+                raise Unavailable(
+                    f"the model {model.name} could not be loaded: {error.message}", component="chat",
+                    model_id=model.model_id,
+                ) from error  # fmt: skip
             await self._make_room(model, model.size_bytes / MB + self.kv_mb + self._overhead_mb)
             log.info("model loading", model_id=model.model_id, path=model.path)
             try:

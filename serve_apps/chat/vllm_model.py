@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from tokenizers.decoders import DecodeStream
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
@@ -25,6 +26,7 @@ from cluster.ids import new_id
 from serve_apps.chat.engine import Delta, Finish, ModelRef, Reason, Sampling, TokenLogprob, Turn
 from serve_apps.chat.history import Prompt, fit
 from serve_apps.chat.residency import stream_interval
+from serve_apps.chat.thoughts import Listener, marks_of
 
 LONG_TEXT = 20_000  # characters beyond which a prompt is tokenized off the event loop
 STOP_SECONDS = 5
@@ -81,6 +83,7 @@ class VllmModel:
         self.context = int(llm.model_config.max_model_len)
         self.tokenizer: Any = llm.get_tokenizer()
         self.template = None if getattr(self.tokenizer, "chat_template", None) else PLAIN_TEMPLATE
+        self.marks = marks_of(self.tokenizer)
         self.tokens_per_second = 0.0  # of one stream, as the last replies went
 
     @classmethod
@@ -134,7 +137,10 @@ class VllmModel:
                 process.join()
 
     def encode(self, messages: Sequence[Turn]) -> list[int]:
-        """The prompt's token ids, by the checkpoint's chat template. Raises `Invalid` where the template refuses."""
+        """The prompt's token ids, by the checkpoint's chat template; a model that thinks is asked to begin with it.
+
+        Raises `Invalid` where the template refuses.
+        """
         try:
             text = self.tokenizer.apply_chat_template(
                 [{"role": turn.role, "content": turn.content} for turn in messages],
@@ -144,11 +150,28 @@ class VllmModel:
             raise Invalid(f"the model's chat template refuses these messages: {error}", field="messages") from error
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    async def prompt(self, messages: Sequence[Turn], max_tokens: int | None) -> Prompt:
+    def encode_to_answer(self, messages: Sequence[Turn]) -> list[int]:
+        """The prompt of a model that thinks, to be answered at once."""
+        ids = self.encode(messages)
+        return ids[:-1] if self.marks and ids[-1] == self.marks.think else ids
+
+    async def prompt(self, messages: Sequence[Turn], max_tokens: int | None, thinking: bool = True) -> Prompt:
         """The part of `messages` that fits."""
+        encode = self.encode if thinking else self.encode_to_answer
         if sum(len(turn.content) for turn in messages) > LONG_TEXT:
-            return await asyncio.to_thread(fit, messages, self.encode, self.context, max_tokens)
-        return fit(messages, self.encode, self.context, max_tokens)
+            return await asyncio.to_thread(fit, messages, encode, self.context, max_tokens)
+        return fit(messages, encode, self.context, max_tokens)
+
+    def listener(self, sampling: Sampling) -> Listener | None:
+        """Tells thoughts from words in one reply; None for a model that does not think.
+
+        Words that a schema constrains are not thought about: the grammar would hold for the thought as well.
+        """
+        if self.marks is None:
+            return None
+        stream, backend = DecodeStream(skip_special_tokens=True), self.tokenizer.backend_tokenizer
+        inside = sampling.json_schema is None and not sampling.json_object
+        return Listener(self.marks, lambda each: stream.step(backend, each) or "", sampling.stop, inside)
 
     def parameters(self, sampling: Sampling, max_tokens: int) -> SamplingParams:
         """vLLM's parameters. Raises `Invalid`."""
@@ -158,23 +181,27 @@ class VllmModel:
         elif sampling.json_object:
             structured = StructuredOutputsParams(json_object=True)
         logprobs = 0 if sampling.measure and sampling.logprobs is None else sampling.logprobs
+        # A thought may have a stop string in it, so that those of a model that thinks are looked for by its listener.
+        stop = list(sampling.stop) if self.marks is None else []
+        stream = sampling.stream or len(stop) < len(sampling.stop)
         try:
             return SamplingParams(
                 temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p,
-                max_tokens=max_tokens, seed=sampling.seed, stop=list(sampling.stop), ignore_eos=sampling.ignore_eos,
+                max_tokens=max_tokens, seed=sampling.seed, stop=stop, ignore_eos=sampling.ignore_eos,
                 presence_penalty=sampling.presence_penalty, frequency_penalty=sampling.frequency_penalty,
                 logprobs=logprobs, structured_outputs=structured, skip_clone=True,
-                output_kind=RequestOutputKind.DELTA if sampling.stream else RequestOutputKind.FINAL_ONLY,
-                stream_interval=stream_interval(self.running, self.tokens_per_second) if sampling.stream else None,
+                output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+                stream_interval=stream_interval(self.running, self.tokens_per_second) if stream else None,
             )  # fmt: skip
         except (VLLMClientError, ValueError) as error:
             raise Invalid(str(error)) from error
 
     async def generate(self, messages: Sequence[Turn], sampling: Sampling) -> AsyncGenerator[Delta | Finish, None]:
         """Deltas, then a Finish. Raises `Invalid` and `Unavailable`."""
-        prompt = await self.prompt(messages, sampling.max_tokens)
+        listener = self.listener(sampling)
+        prompt = await self.prompt(messages, sampling.max_tokens, listener is None or listener.inside)
         parameters = self.parameters(sampling, prompt.max_tokens)
-        produced, probability, reason, cached = 0, 0.0, None, 0
+        produced, spoken, probability, reason, cached = 0, 0, 0.0, None, 0
         clock = asyncio.get_running_loop().time
         first = 0.0
         outputs: AsyncGenerator[Any, None] = self.llm.generate(
@@ -185,15 +212,19 @@ class VllmModel:
                 async for output in outputs:
                     step = output.outputs[0]
                     first = first or clock()
-                    produced += len(step.token_ids)
-                    if step.logprobs is not None and sampling.measure:
-                        probability += sum(
-                            math.exp(position[token].logprob)
-                            for token, position in zip(step.token_ids, step.logprobs, strict=False)
-                        )
                     reason, cached = step.finish_reason, output.num_cached_tokens or 0
-                    if step.token_ids or step.text:
-                        yield Delta(step.text, step.token_ids, self._logprobs(step, sampling))
+                    text, ids, positions, ended = said(step, listener)
+                    produced = produced + len(step.token_ids) if listener is None else listener.tokens
+                    spoken += len(ids)
+                    if positions is not None and sampling.measure:
+                        probability += sum(
+                            math.exp(position[token].logprob) for token, position in zip(ids, positions, strict=False)
+                        )
+                    if ids or text:
+                        yield Delta(text, ids, logprobs_of(ids, positions, sampling))
+                    if ended:
+                        reason = "stop"
+                        break
         except EngineDeadError as error:
             raise Unavailable("the model's engine died; the next request starts it anew", component="chat") from error
         except EngineGenerateError as error:
@@ -208,26 +239,40 @@ class VllmModel:
             reason=REASONS.get(reason, "abort"),
             prompt_tokens=len(prompt.token_ids),
             completion_tokens=produced,
-            mean_probability=probability / produced if sampling.measure and produced else None,
+            mean_probability=probability / spoken if sampling.measure and spoken else None,
             dropped_turns=prompt.dropped,
             max_tokens=prompt.max_tokens if (sampling.max_tokens or prompt.max_tokens) > prompt.max_tokens else None,
             cached_tokens=cached,
+            thought_tokens=listener.thought_tokens if listener else 0,
         )
 
-    def _logprobs(self, step: Any, sampling: Sampling) -> tuple[TokenLogprob, ...] | None:
-        if sampling.logprobs is None or step.logprobs is None:
-            return None
-        return tuple(
-            TokenLogprob(
-                position[token].decoded_token or "",
-                position[token].logprob,
-                tuple(
-                    (other.decoded_token or "", other.logprob)
-                    for other in sorted(position.values(), key=lambda other: other.rank or 0)[: sampling.logprobs]
-                ),
-            )
-            for token, position in zip(step.token_ids, step.logprobs, strict=False)
+
+def said(step: Any, listener: Listener | None) -> tuple[str, Sequence[int], Sequence[Any] | None, bool]:
+    """What a step of vLLM's adds for the reader: text, ids, their log-probabilities, and whether a stop string came."""
+    if listener is None:
+        return step.text, step.token_ids, step.logprobs, False
+    heard = listener.hear(step.token_ids, last=step.finish_reason is not None)
+    positions = None if step.logprobs is None else [step.logprobs[index] for index in heard.indexes]
+    return heard.text, [step.token_ids[index] for index in heard.indexes], positions, heard.ended
+
+
+def logprobs_of(
+    ids: Sequence[int], positions: Sequence[Any] | None, sampling: Sampling
+) -> tuple[TokenLogprob, ...] | None:
+    """As ours, where they were asked for."""
+    if sampling.logprobs is None or positions is None:
+        return None
+    return tuple(
+        TokenLogprob(
+            position[token].decoded_token or "",
+            position[token].logprob,
+            tuple(
+                (other.decoded_token or "", other.logprob)
+                for other in sorted(position.values(), key=lambda other: other.rank or 0)[: sampling.logprobs]
+            ),
         )
+        for token, position in zip(ids, positions, strict=False)
+    )
 
 
 def _gpu_memory_mb(pids: Sequence[int]) -> float:

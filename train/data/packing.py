@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class Batches:
         self.position = position
         self._packed: tuple[int, list[list[Tokens]]] = (-1, [])
 
-    def epoch(self, number: int) -> list[list[Tokens]]:
+    def epoch(self, number: int) -> Sequence[Any]:
         """The rows of that epoch, in their order."""
         if self._packed[0] != number:
             chance = random.Random(f"{self.seed}:{number}")
@@ -97,11 +97,11 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Go on from `position`, which is always that of the next batch. An epoch's end does not shorten a batch."""
         while True:
-            rows: list[list[Tokens]] = []
+            rows: list[Any] = []
             epoch, row = self.position
             while len(rows) < self.size:
                 packed = self.epoch(epoch)
-                if not packed:
+                if not len(packed):
                     raise ValueError("there are no documents to train on")
                 taken = packed[row : row + self.size - len(rows)]
                 rows += taken
@@ -110,4 +110,8 @@ class Batches:
                     epoch, row = epoch + 1, 0
             self.position = Position(epoch, row)
             rank, world = self.part
-            yield batch(rows[rank::world], self.context, self.pad)
+            yield self.made(rows[rank::world])
+
+    def made(self, rows: Sequence[Any]) -> Batch:
+        """A batch of some rows of `epoch`."""
+        return batch(rows, self.context, self.pad)

@@ -71,8 +71,13 @@ class Corpus:
 def write_documents(file: BinaryIO, documents: Iterable[Document]) -> None:
     """One JSON object a line."""
     for document in documents:
-        line = {"source": document.source, "text": document.text, "turns": [list(turn) for turn in document.turns]}
-        file.write(json.dumps(line).encode() + b"\n")
+        file.write(line_of(document).encode() + b"\n")
+
+
+def line_of(document: Document) -> str:
+    """The document as JSON."""
+    read = {"source": document.source, "text": document.text, "turns": [list(turn) for turn in document.turns]}
+    return json.dumps(read)
 
 
 def read_documents(path: Path) -> Iterator[Document]:

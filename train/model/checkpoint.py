@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from train.bitnet.linear import effective, is_ternary, latents, ternary
+from train.compression.artifact import is_compressed, tensors
 from train.manifest import sync_folder
 from train.model.llama import Llama
 from train.model.shape import Shape, hf_config
 from train.model.tokenizer import BEGIN, END, PAD, Tokenizer
+
+# Safetensors of the latent weights of ternary layers. Not named *.safetensors: vLLM loads every such file it finds.
+LATENTS = "latents.ternary"
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
@@ -34,10 +40,14 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def save_llama(model: Llama, shape: Shape, tokenizer: Tokenizer, folder: Path) -> None:
-    """Weights in float32, configuration and tokenizer, as `LlamaForCausalLM` has them."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Weights in float32, configuration and tokenizer, as `LlamaForCausalLM` has them.
+
+    Of ternary layers the weights are what they multiply by; their latent weights go beside, for further training.
+    """
+    state = on_disk(model.state_dict() | effective(model))
     del state["lm_head.weight"]  # tied: it is the embedding
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_latents(model, folder)
     ids = tokenizer.ids
     tokens = {"bos_token_id": ids[BEGIN], "eos_token_id": ids[END], "pad_token_id": ids[PAD]}
     write_json(folder / "config.json", hf_config(shape, tokens))
@@ -54,9 +64,28 @@ def load_llama(folder: Path) -> tuple[Llama, Shape]:
         rope_theta=read["rope_theta"], norm_eps=read["rms_norm_eps"],
     )  # fmt: skip
     model = Llama(shape)
-    state: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    state = tensors(folder) if is_compressed(folder) else load_file(folder / "model.safetensors")
     model.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]})
+    load_latents(model, folder)
     return model, shape
+
+
+def save_latents(model: nn.Module, folder: Path) -> None:
+    """The latent weights of a model's ternary layers, if it has any: the file says that they are ternary."""
+    if is_ternary(model):
+        save_file(on_disk(latents(model)), folder / LATENTS)
+
+
+def load_latents(model: nn.Module, folder: Path) -> None:
+    """Make the layers ternary again where the folder says that they are."""
+    if (folder / LATENTS).exists():
+        state: dict[str, torch.Tensor] = load_file(folder / LATENTS)
+        ternary(model).load_state_dict(state, strict=False)
+
+
+def on_disk(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as `save_file` takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from train.bitnet.linear import settled
 from train.model.learner import Learner
 from train.model.llama import Llama, Past
 
@@ -31,17 +32,18 @@ def generate(
     going = torch.ones(len(cut), dtype=torch.bool, device=device)
     was_training = model.training
     model.eval()
-    for _ in range(min(max_tokens, learner.context - longest)):
-        logits = model.grow(tokens, seen, past).float()  # type: ignore[operator]
-        if len(banned):
-            logits[:, list(banned)] = -torch.inf
-        drawn = draw(logits, temperature, generator)
-        going &= ~torch.isin(drawn, ends)
-        if not going.any():
-            break
-        for row in going.nonzero().flatten().tolist():
-            replies[row].append(int(drawn[row]))
-        tokens, seen = drawn[:, None], torch.cat((seen, torch.ones_like(seen[:, :1])), dim=1)
+    with settled(model):
+        for _ in range(min(max_tokens, learner.context - longest)):
+            logits = model.grow(tokens, seen, past).float()  # type: ignore[operator]
+            if len(banned):
+                logits[:, list(banned)] = -torch.inf
+            drawn = draw(logits, temperature, generator)
+            going &= ~torch.isin(drawn, ends)
+            if not going.any():
+                break
+            for row in going.nonzero().flatten().tolist():
+                replies[row].append(int(drawn[row]))
+            tokens, seen = drawn[:, None], torch.cat((seen, torch.ones_like(seen[:, :1])), dim=1)
     model.train(was_training)
     return replies
 

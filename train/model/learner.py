@@ -4,21 +4,26 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from train.bitnet.linear import effective
 from train.causes import Cause, Failed
+from train.compression.artifact import expanded, is_compressed
 from train.data.sources import Document, read_documents, write_documents
 from train.manifest import write_durably
-from train.model.checkpoint import load_llama, save_llama
+from train.model.checkpoint import load_latents, load_llama, save_latents, save_llama
 from train.model.llama import Llama, same_document
 from train.model.shape import Shape
-from train.model.tokenizer import PAD, Tokenizer, Turn
+from train.model.tokenizer import PAD, TEMPLATE, Tokenizer, Turn
+from train.tools import spellings
 
 REPLAY = "replay.jsonl"
+SPELLED = 100  # times that a tokenizer sees every shape of a tool call
 
 
 @dataclass
@@ -66,7 +71,7 @@ def fresh(shape: Shape, tokenizer: Tokenizer) -> Learner:
 
 
 def load(folder: Path) -> Learner:
-    """A model folder: one of ours as a `Llama`, any other through transformers. Raises `Failed`."""
+    """A model folder, compressed or not: one of ours as a `Llama`, any other through transformers. Raises `Failed`."""
     try:
         told = folder / "training.json"
         phases = json.loads(told.read_text())["phases"] if told.exists() else []
@@ -75,7 +80,9 @@ def load(folder: Path) -> Learner:
             tokenizer = Tokenizer.load(folder)
             made = Learner(model, tokenizer, shape.context, tokenizer.ids[PAD], _write_llama, shape=shape)
         else:
-            made = hub(str(folder))
+            with expanded(folder) as plain:
+                made = hub(str(plain))
+            load_latents(made.model, folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Failed(f"the model in {folder} cannot be loaded: {error}", Cause.BASE_MODEL) from error
     made.phases = phases
@@ -87,7 +94,7 @@ def load(folder: Path) -> Learner:
 def ours(folder: Path) -> bool:
     """Whether the folder is one that `save_llama` wrote, with all the special tokens."""
     read = json.loads((folder / "config.json").read_text())
-    return bool(read.get("aivillage")) and (folder / "model.safetensors").exists()
+    return bool(read.get("aivillage")) and (is_compressed(folder) or (folder / "model.safetensors").exists())
 
 
 def _write_llama(learner: Learner, folder: Path) -> None:
@@ -111,11 +118,18 @@ class Hub(nn.Module):
         """(B, T) ids and document numbers -> (B, T, V)."""
         return self.lm_head(self.hidden(tokens, None if documents is None else same_document(documents)))
 
-    def hidden(self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """See `Llama.hidden`."""
+    def hidden(
+        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, past: Any = None
+    ) -> Tensor:
+        """See `Llama.hidden`; `past` is a list that holds the transformers cache."""
         where = None if positions is None else positions.expand(tokens.shape[0], -1)
         body = self.inner.get_decoder() if hasattr(self.inner, "get_decoder") else self.inner.model
-        out = body(input_ids=tokens, attention_mask=mask, position_ids=where, use_cache=False)
+        out = body(
+            input_ids=tokens, attention_mask=mask, position_ids=where, past_key_values=past[0] if past else None,
+            use_cache=past is not None,
+        )  # fmt: skip
+        if past is not None:
+            past[:] = [out.past_key_values]
         return out.last_hidden_state
 
     def grow(self, tokens: Tensor, seen: Tensor, past: Any) -> Tensor:
@@ -172,6 +186,7 @@ def hub(name: str) -> Learner:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    tokenizer.chat_template = tokenizer.chat_template or TEMPLATE  # a base model has none: the marks are plain text
     inner: Any = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sdpa", dtype=torch.float32)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     context = int(getattr(inner.config, "max_position_embeddings", tokenizer.model_max_length))
@@ -180,7 +195,10 @@ def hub(name: str) -> Learner:
 
 def _write_hub(learner: Learner, folder: Path) -> None:
     assert isinstance(learner.model, Hub)
-    learner.model.inner.save_pretrained(folder)
+    prefix = "inner."  # of every name in our signature's module
+    state = learner.model.state_dict() | effective(learner.model)
+    learner.model.inner.save_pretrained(folder, state_dict={name.removeprefix(prefix): w for name, w in state.items()})
+    save_latents(learner.model, folder)
     learner.tokenizer.inner.save_pretrained(folder)
 
 
@@ -189,6 +207,6 @@ def tokenizer_for(kept: Path, texts: Callable[[], Iterable[Document]], vocab_siz
     if kept.exists():
         return Tokenizer(Tokenizer.read(kept))
     words = (document.text or "\n".join(turn.content for turn in document.turns) for document in texts())
-    tokenizer = Tokenizer.train(words, vocab_size)
+    tokenizer = Tokenizer.train(chain(words, spellings() * SPELLED), vocab_size)
     write_durably(kept, lambda file: file.write(tokenizer.bpe.to_str().encode()))
     return tokenizer

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from train.model.shape import Shape
 
 INITIAL_DEVIATION = 0.02
+MOST_SCORED = 512  # positions whose scores are kept for the backward pass
 
 
 class Attention(nn.Module):
@@ -37,8 +38,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
         if past is not None:
             k, v = past.grown(self, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class Past:
@@ -121,12 +121,15 @@ class Llama(nn.Module):
         """(B, T) int -> logits (B, T, vocabulary). With `documents` (B, T) a token sees only its own document."""
         return self.lm_head(self.hidden(tokens, None if documents is None else same_document(documents)))
 
-    def hidden(self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, past: "Past | None" = None
+    ) -> Tensor:
         """(B, T) int -> (B, T, W): what `lm_head` turns into logits.
 
-        `mask` (B, 1, T, T) is true where a query may look; `positions` (T,) are 0, 1, 2, ... unless given.
+        `mask` (B, 1, T, P + T) is true where a query may look; `positions` (T,) or (B, T) are 0, 1, 2, ... unless
+        given. `past` has the P positions before and grows by these.
         """
-        return self._through(tokens, mask, torch.arange(tokens.shape[1]) if positions is None else positions, None)
+        return self._through(tokens, mask, torch.arange(tokens.shape[1]) if positions is None else positions, past)
 
     def grow(self, tokens: Tensor, seen: Tensor, past: Past) -> Tensor:
         """(B, T) further tokens -> logits (B, V) of what follows the last; `past` grows.
@@ -141,10 +144,12 @@ class Llama(nn.Module):
         return self.lm_head(x[:, -1])
 
     def _through(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, past: Past | None) -> Tensor:
-        cosine, sine = self.cosine[positions], self.sine[positions]
+        # Of every head: (T, D) -> (1, T, D), and (B, T, D) -> (B, 1, T, D).
+        cosine, sine = self.cosine[positions].unsqueeze(-3), self.sine[positions].unsqueeze(-3)
         x = self.model.embed_tokens(tokens)  # (B, T, W)
+        bias = mask if mask is None or not worth_a_bias(mask) else as_bias(mask, x.dtype)
         for layer in self.model.layers:
-            x = layer(x, cosine, sine, mask, past)
+            x = layer(x, cosine, sine, bias, past)
         return self.model.norm(x)
 
 
@@ -165,6 +170,34 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """(B, H, T, D) -> the same in x's type, each pair turned by its position's angle."""
     left, right = x.chunk(2, dim=-1)
     return (x * cosine + torch.cat((-right, left), dim=-1) * sine).to(x.dtype)
+
+
+def worth_a_bias(mask: Tensor) -> bool:
+    """Whether a CPU computes attention under this mask faster by two matrix products than by its fused kernel.
+
+    The kernel's backward pass takes twice their time up to a few hundred positions, and five times at 64 in bf16; they
+    keep (B, H, T, P + T) scores, so long text is left to the kernel.
+    """
+    return mask.device.type == "cpu" and mask.dtype == torch.bool and 8 <= mask.shape[-2] <= MOST_SCORED
+
+
+def as_bias(mask: Tensor, kind: torch.dtype) -> Tensor:
+    """Where a query may look -> what is added to its scores, in `kind` or what autocast makes of it."""
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else kind
+    return torch.zeros(mask.shape, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Queries (B, H, T, D), keys and values (B, H, P + T, D) -> (B, H, T, D).
+
+    `mask` (B or 1, 1, T, P + T) is true where a query may look, or a bias of the queries' type; None means causal.
+    """
+    if mask is None or mask.dtype != q.dtype:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+    (batch, heads, length, width), total = q.shape, k.shape[2]
+    bias = mask.expand(batch, heads, length, total).reshape(-1, length, total)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, (batch, heads))
 
 
 def same_document(documents: Tensor) -> Tensor:

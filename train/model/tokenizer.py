@@ -15,12 +15,25 @@ PAD, BEGIN, END, SYSTEM, USER, ASSISTANT, TOOL, THINK, THOUGHT, CALL, CALLED = S
     "<|think|>", "<|thought|>",  # around a thought
     "<|call|>", "<|called|>",  # around a tool call: {"name": ..., "arguments": {...}}
 )  # fmt: skip
+THINKS = "thinks"  # in tokenizer_config.json: prompts end with THINK
 MARKS = (THINK, THOUGHT, CALL, CALLED)  # what an assistant's turn may have inside
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
-    "{{ message['content'] | trim }}{{ eos_token }}{% endfor %}"
+    "{{ bos_token }}"
+    # A request's tools stand in the system turn in the short form of `train.tools.described`.
+    "{% if tools %}{% set known %}Tools: {% for tool in tools %}{% set function = tool['function'] or tool %}"
+    "{{ function['name'] }}({{ ((function['parameters'] or {})['properties'] or {}) | join(', ') }})"
+    "{{ ', ' if not loop.last }}{% endfor %}{% endset %}{% endif %}"
+    "{% if tools and messages[0]['role'] != 'system' %}{{ '<|system|>' + known + eos_token }}{% endif %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}{% set said = (message['content'] or '') | trim %}"
+    "{{ said }}{% if tools and loop.first and message['role'] == 'system' %}{{ '\n' if said }}{{ known }}{% endif %}"
+    "{% for call in message['tool_calls'] or [] %}{% set function = call['function'] or call %}"
+    "{% set arguments = function['arguments'] %}"
+    '<|call|>{"name": {{ function["name"] | tojson }}, "arguments": '
+    "{{ arguments if arguments is string else arguments | tojson }}}<|called|>"
+    "{% endfor %}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+THINKING_TEMPLATE = TEMPLATE.replace(ASSISTANT, ASSISTANT + THINK)  # every reply begins with a thought
 
 
 SPLIT = re.compile("(" + "|".join(re.escape(mark) for mark in MARKS) + ")")
@@ -36,8 +49,9 @@ class Turn(NamedTuple):
 class Tokenizer:
     """Text and conversations to ids and back. Marks are known in an assistant's turns only: no other content is one."""
 
-    def __init__(self, bpe: Bpe) -> None:
+    def __init__(self, bpe: Bpe, thinks: bool = False) -> None:
         self.bpe = bpe
+        self.thinks = thinks  # whether the model's replies begin with a thought
         self.bpe.encode_special_tokens = True
         self.ids = {token: number for token, number in bpe.get_vocab().items() if token in SPECIAL}
 
@@ -60,7 +74,8 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer that `save` wrote."""
-        return cls(cls.read(folder / "tokenizer.json"))
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        return cls(cls.read(folder / "tokenizer.json"), bool(settings.get(THINKS)))
 
     @staticmethod
     def read(path: Path) -> Bpe:
@@ -90,8 +105,8 @@ class Tokenizer:
         return [i for part in parts if part for i in ([self.ids[part]] if part in MARKS else self._content(part))]
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a conversation that the assistant is to go on with."""
-        return [*self.chat(turns), self.ids[ASSISTANT]]
+        """Ids of a conversation that the assistant is to go on with, by a thought first where the model thinks."""
+        return [*self.chat(turns), self.ids[ASSISTANT], *([self.ids[THINK]] if self.thinks else [])]
 
     def decode(self, ids: Sequence[int], marks: bool = False) -> str:
         """Text of the ids; special tokens leave nothing, or with `marks` their names."""
@@ -106,6 +121,6 @@ class Tokenizer:
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "bos_token": BEGIN,
             "eos_token": END, "pad_token": PAD, "additional_special_tokens": list(SPECIAL[3:]),
-            "clean_up_tokenization_spaces": False, "chat_template": TEMPLATE,
-        }  # fmt: skip
+            "clean_up_tokenization_spaces": False, "chat_template": THINKING_TEMPLATE if self.thinks else TEMPLATE,
+        } | ({THINKS: True} if self.thinks else {})  # fmt: skip
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, sort_keys=True))

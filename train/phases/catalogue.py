@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cluster.errors import Invalid, NotBuilt
 from cluster.settings import ROOT
+from train import scale
 from train.hyperparameters import corners, sampled
 from train.phases.phase import Phase, PhaseConfig
 from train.runs import Stage
@@ -77,6 +78,8 @@ def phase(name: str, parameters: dict[str, Any]) -> Phase[Any]:
         field = ".".join(str(part) for part in first["loc"])
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         raise Invalid(f"{field}: {first['msg']}", field=field, phase=known.name, errors=problems) from error
+    if config.scale != "auto":
+        scale.known(config.scale)
     if config.search is not None:
         searchable(known.name, kind, config)
     made = kind(config)
@@ -143,8 +146,6 @@ def stages(wanted: list[tuple[str, dict[str, Any]]]) -> tuple[Stage, ...]:
     for number, each in enumerate(made):
         if number and (each.config.base_models or each.config.datasets):
             raise Invalid("only a run's first phase takes base_models and datasets", field="phases", phase=each.name)
-        if number and not each.needs_base:
-            raise Invalid(f"{each.name} comes first in a run", field="phases", phase=each.name)
     return tuple(
         Stage(phase=each.name, config=each.config.model_dump(mode="json"), total_steps=each.total_steps)
         for each in made

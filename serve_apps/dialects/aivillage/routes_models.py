@@ -1,49 +1,49 @@
 """AIVillage, the forge: train, watch, cancel; list, download and delete models."""
 
-from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from cluster.errors import Invalid
-from cluster.identity.model import SYSTEM
-from serve_apps.core import Core, FromCore
+from serve_apps.core import FromCore
 from serve_apps.dialects.aivillage.envelope import VillageRoute
 from serve_apps.dialects.aivillage.shapes_models import (
+    WORD,
+    Curve,
+    Curves,
     Deleted,
     ModelAnswer,
     ModelList,
+    PhaseList,
+    RunList,
     RunLogs,
     RunStatus,
     TrainingStarted,
     TrainRequest,
+    TrialList,
     in_words,
     model_answer,
+    phase_answer,
     status_of,
-    steps,
+    trial_answer,
 )
 from serve_apps.kit.auth import SignedIn
 from serve_apps.kit.call import FromCall
-from serve_apps.kit.pagination import Limit10, Offset
+from serve_apps.kit.pagination import Limit10, Limit50, Offset
 from train.phases import catalogue
-from train.runs import Run, RunState
+from train.runs import Run
 
 router = APIRouter(prefix="/v1/models", route_class=VillageRoute)
 
 TAR = "application/x-tar"
-RECENT = 10  # completed runs that an estimate looks back on
 
 
-async def estimate(core: Core, run: Run) -> str:
-    """How long such a run took here lately, by its steps; `unknown` before there was one."""
-    recent = await core.forge.page(SYSTEM, RunState.COMPLETED, limit=RECENT)
-    for past in recent.items:
-        alike = [stage.phase for stage in past.stages] == [stage.phase for stage in run.stages]
-        if alike and past.started_at and past.ended_at and past.attempt == 1:
-            took: timedelta = past.ended_at - past.started_at
-            return in_words(took.total_seconds() * steps(run) / steps(past)) or "unknown"
-    return "unknown"
+def estimate(run: Run) -> str:
+    """How long such phases took here lately, by their size; `unknown` where one of them has not run here yet."""
+    seconds = [stage.expected_seconds for stage in run.stages]
+    known = [each for each in seconds if each is not None]
+    return in_words(sum(known)) or "unknown" if len(known) == len(seconds) else "unknown"
 
 
 def wanted(body: TrainRequest) -> list[tuple[str, dict[str, Any]]]:
@@ -68,13 +68,49 @@ async def train(body: TrainRequest, who: SignedIn, core: FromCore, call: FromCal
     return TrainingStarted(
         task_id=run.run_id,
         model_id=run.model_id,
-        phase=run.phase,
+        phase=body.phase_name or run.phase,
         status="started",
         real_training=True,
         user_id=run.owner,
-        estimated_duration=await estimate(core, run),
+        estimated_duration=estimate(run),
         progress_url=str(request.base_url.replace(scheme="wss" if request.url.scheme == "https" else "ws")) + "ws",
     )
+
+
+@router.get("/train/phases", response_description="Phases retrieved")
+async def list_phases(who: SignedIn) -> PhaseList:
+    """What can be trained: every phase with its parameters and defaults, and the pipelines made of them."""
+    return PhaseList(
+        phases=[phase_answer(entry) for entry in catalogue.PHASES],
+        pipelines={name: [phase for phase, _ in catalogue.pipeline(name)] for name in catalogue.pipelines()},
+    )
+
+
+@router.get("/train", response_description="Training runs retrieved")
+async def list_runs(
+    who: SignedIn, core: FromCore, limit: Limit10 = 10, offset: Offset = 0,
+    status: Literal["queued", "training", "completed", "failed", "cancelled", "all"] = "all",
+) -> RunList:  # fmt: skip
+    """The caller's runs, newest first."""
+    state = next((state.value for state, word in WORD.items() if word == status), "any")
+    page = await core.forge.page(who, state, offset, limit)
+    return RunList(runs=[status_of(run) for run in page.items], total_count=page.total, user_id=who.owner)
+
+
+@router.get("/train/{task_id}/trials", response_description="Trials retrieved")
+async def list_trials(
+    task_id: str, who: SignedIn, core: FromCore, limit: Limit50 = 50, offset: Offset = 0,
+    status: Literal["running", "completed", "stopped", "failed", "all"] = "all",
+) -> TrialList:  # fmt: skip
+    """What the run's searches tried, in order: candidates of evomerge and adas, points of a parameter search."""
+    page = await core.forge.trials(who, task_id, "any" if status == "all" else status, offset, limit)
+    return TrialList(task_id=task_id, trials=[trial_answer(trial) for trial in page.items], total_count=page.total)
+
+
+@router.get("/train/{task_id}/curve", response_description="Loss curves retrieved")
+async def loss_curves(task_id: str, who: SignedIn, core: FromCore) -> Curves:
+    """Every step's loss, and the held-out measurements, of each phase that has trained so far."""
+    return Curves(task_id=task_id, curves=[Curve(**curve) for curve in await core.forge.curves(who, task_id)])
 
 
 @router.get("/train/{task_id}/status", response_description="Training status retrieved")

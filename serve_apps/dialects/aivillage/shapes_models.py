@@ -5,8 +5,11 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from cluster.clock import iso
+from train.phases import catalogue
+from train.phases.catalogue import Entry
 from train.registry import Model, ModelState
 from train.runs import Run, RunState
+from train.trials import Trial
 
 WORD = {  # the document's words for a run's state
     RunState.PENDING: "queued",
@@ -89,8 +92,73 @@ class RunStatus(BaseModel):
     phases: list[StageStatus]
     attempt: int
     error: str
+    error_code: str | None
     cause: str
     logs_url: str
+
+
+class RunList(BaseModel):
+    """A page of runs; `total_count` counts all that the filter leaves."""
+
+    runs: list[RunStatus]
+    total_count: int
+    user_id: str
+
+
+class TrialAnswer(BaseModel):
+    """One candidate of a search: what was tried, how it went."""
+
+    trial_id: str
+    number: int
+    phase: str
+    status: str
+    candidate: dict[str, Any]
+    step: int
+    metrics: dict[str, float]
+    created_at: str
+    ended_at: str | None
+
+
+class TrialList(BaseModel):
+    """A page of a run's trials, in the order that they were begun in."""
+
+    task_id: str
+    trials: list[TrialAnswer]
+    total_count: int
+
+
+class Curve(BaseModel):
+    """`steps` are (step, loss in nats per token, learning rate, gradient norm); `held_out` (step, loss, accuracy)."""
+
+    phase: str
+    stage: int
+    name: str
+    steps: list[tuple[int, float, float, float]]
+    held_out: list[tuple[int, float, float]]
+
+
+class Curves(BaseModel):
+    """What has been measured while training."""
+
+    task_id: str
+    curves: list[Curve]
+
+
+class PhaseAnswer(BaseModel):
+    """A phase: `parameters` is the JSON schema of what a request may set, with the defaults that hold here."""
+
+    name: str
+    aliases: list[str]
+    what: str
+    paper: str
+    parameters: dict[str, Any]
+
+
+class PhaseList(BaseModel):
+    """`pipelines` are names of several phases in order, which `phase_name` takes as well."""
+
+    phases: list[PhaseAnswer]
+    pipelines: dict[str, list[str]]
 
 
 class RunLogs(BaseModel):
@@ -152,11 +220,6 @@ def size_in_words(size_bytes: int) -> str:
     return f"{size:.3g}GB"
 
 
-def steps(run: Run) -> int:
-    """Of all its phases."""
-    return sum(stage.total_steps for stage in run.stages)
-
-
 def status_of(run: Run) -> RunStatus:
     """The document's shape."""
     done = run.state is RunState.COMPLETED
@@ -177,6 +240,7 @@ def status_of(run: Run) -> RunStatus:
         attempt=run.attempt,
         phases=[StageStatus(**stage.model_dump(exclude={"config"})) for stage in run.stages],
         error=run.error,
+        error_code="MODEL_TRAINING_FAILED" if run.state is RunState.FAILED else None,
         cause=run.cause,
         logs_url=f"/v1/models/train/{run.run_id}/logs",
     )
@@ -200,4 +264,23 @@ def model_answer(model: Model) -> ModelAnswer:
         public=model.public,
         lineage=model.lineage,
         download_url=f"/v1/models/{model.model_id}/download" if done else None,
+    )
+
+
+def trial_answer(trial: Trial) -> TrialAnswer:
+    """As a record has it."""
+    return TrialAnswer(
+        trial_id=trial.trial_id, number=trial.number, phase=trial.phase, status=trial.state.value,
+        candidate=trial.candidate, step=trial.step, metrics=trial.metrics, created_at=iso(trial.created_at),
+        ended_at=iso(trial.ended_at) if trial.ended_at else None,
+    )  # fmt: skip
+
+
+def phase_answer(entry: Entry) -> PhaseAnswer:
+    """The schema with the values of `configs/phases` as defaults."""
+    schema = entry.load().Config.model_json_schema()
+    for name, value in catalogue.values(entry.name).items():
+        schema["properties"][name]["default"] = value
+    return PhaseAnswer(
+        name=entry.name, aliases=list(entry.aliases), what=entry.what, paper=entry.paper, parameters=schema
     )

@@ -12,12 +12,13 @@ from serve_apps.chat.stream import DONE
 REASONS = {"stop": "stop", "length": "length", "abort": "stop"}
 
 
-def usage(finish: Finish) -> dict[str, int]:
-    """OpenAI's token counts."""
+def usage(finish: Finish) -> dict[str, Any]:
+    """OpenAI's token counts; those of thoughts, where there are any, are part of the completion's."""
     total = finish.prompt_tokens + finish.completion_tokens
+    details = {"completion_tokens_details": {"reasoning_tokens": finish.thought_tokens}}
     return {
         "prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens, "total_tokens": total,
-    }  # fmt: skip
+    } | (details if finish.thought_tokens else {})  # fmt: skip
 
 
 def logprobs_of(entries: Iterable[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from cluster.launcher import JobState
 from serve_apps.core import Core
 from serve_apps.dialects.aivillage.shapes_models import in_words, size_in_words
 from train.models import Models
-from train.runs import Run, RunEvent, advance
+from train.runs import Run, RunEvent, StageState, advance, with_stage
 from train.service import Forge
 
 EXAMPLES = json.loads((Path(__file__).parents[2] / "contract" / "examples.json").read_text())
@@ -62,6 +62,7 @@ async def finished(core: Core, run_id: str) -> None:
     (folder / "training.json").write_text(json.dumps(told))
     (folder / "model.safetensors").write_bytes(b"weights" * 300)
     await core.forge.registry.register(run)
+    await core.store.change(Run, run_id, lambda r: with_stage(r, 0, state=StageState.PASSED, seconds=10.0))
     for event in (RunEvent.START, RunEvent.COMPLETE):
         at = datetime.now(UTC) + timedelta(seconds=10 if event is RunEvent.COMPLETE else 0)
         await core.store.change(Run, run_id, lambda r, event=event, at=at: advance(r, event, at))

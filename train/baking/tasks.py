@@ -1,0 +1,147 @@
+"""Questions that a tool answers: what is asked, the right call, what it really comes to. Pure, by a seed.
+
+What is asked about (a sum, a word, a country) falls by its hash to what is trained on or to what is measured, so that
+no operands of a measured question were ever trained on.
+"""
+
+import hashlib
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+
+from train.data.sources import CORPUS, capitalised
+from train.tools import Call, execute
+
+HELD_OUT = 0.2  # share of operands that are measured on
+WORDS = 1200  # of the shipped text, the commonest of 4 to 8 letters
+PAIRS = (
+    ("km", "miles"), ("miles", "km"), ("kg", "pounds"), ("pounds", "kg"), ("m", "feet"), ("feet", "m"),
+    ("inches", "cm"), ("liters", "gallons"), ("celsius", "fahrenheit"), ("fahrenheit", "celsius"),
+)  # fmt: skip
+# Asked as no sum of the corpus or of the curriculum is: "What is 34 + 58?" stays a question for the model itself.
+SUMS = ("Compute {0}.", "Work out {0}.", "Use the calculator for {0}.", "What does {0} come to?")
+DAYS_ON = ("What day is it in {0} days?", "Which date is it in {0} days?", "What is the date {0} days from now?")
+DAYS_AGO = ("What day was it {0} days ago?", "Which date was it {0} days ago?")
+TODAY = ("What day is it today?", "What is the date today?", "Which day is today?")
+COUNTRIES = (
+    "Look up the capital of {0}.",
+    "Please look up the capital of {0}.",
+    "Look up which city is the capital of {0}.",
+)
+CONVERSIONS = ("Convert {0} {1} to {2}.", "What is {0} {1} in {2}?", "How much is {0} {1} in {2}?")
+LENGTHS = ("How many letters are in {0}?", "How many letters has {0}?", "Count the letters of {0}.")
+BACKWARDS = ("Spell {0} backwards.", "What is {0} backwards?", "Write {0} backwards.")
+FIRST_DAY = datetime(2020, 1, 1, 12, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question, the call that answers it, and how the answer is said; `now` is when it is asked."""
+
+    question: str
+    call: Call
+    said: str  # with {} for what the tool answers
+    now: datetime
+
+    @property
+    def result(self) -> str:
+        """What the tool really answers."""
+        return execute(self.call, self.now).text
+
+    @property
+    def answer(self) -> str:
+        """The assistant's last turn."""
+        return self.said.format(self.result)
+
+    def answered_by(self, text: str) -> bool:
+        """Whether the tool's answer stands in the text, on its own."""
+        return re.search(rf"(?<![\w.-]){re.escape(self.result)}(?![\w-]|\.\d)", text) is not None
+
+
+def tasks(count: int, seed: int, held_out: bool) -> list[Task]:
+    """So many questions, of every tool about as many; to train on, or to measure on and then no two alike."""
+    chance, found, asked = random.Random(f"{seed}:{held_out}"), list[Task](), set[str]()
+    makers = tuple(MAKERS.items())
+    for number in range(100 * count):
+        name, make = makers[number % len(makers)]
+        operands, task = make(chance)
+        if is_held_out(f"{name}:{operands}") == held_out and not (held_out and task.question in asked):
+            asked.add(task.question)
+            found.append(task)
+        if len(found) == count:
+            break
+    return found
+
+
+def is_held_out(operands: str) -> bool:
+    """Decided by the operands alone."""
+    return int(hashlib.sha256(operands.encode()).hexdigest()[:8], 16) < HELD_OUT * 0x1_0000_0000
+
+
+def _sum(chance: random.Random) -> tuple[str, Task]:
+    a, b, sign = chance.randint(11, 999), chance.randint(2, 999), chance.choice("+-*")
+    if sign == "*":
+        a, b = chance.randint(11, 99), chance.randint(2, 99)
+    expression = f"{a} {sign} {b}"
+    call = Call("calculator", {"expression": expression})
+    return expression, _task(chance.choice(SUMS).format(expression), call, f"{expression} = {{}}", chance)
+
+
+def _date(chance: random.Random) -> tuple[str, Task]:
+    days = chance.choice((0, *(chance.randint(2, 99) for _ in range(3)), -chance.randint(2, 99)))
+    ways = TODAY if days == 0 else DAYS_ON if days > 0 else DAYS_AGO
+    question = chance.choice(ways).format(abs(days))
+    said = "It was {}." if days < 0 else "It is {}."
+    return str(days or question), _task(question, Call("calendar", {"days": days}), said, chance)
+
+
+def _capital(chance: random.Random) -> tuple[str, Task]:
+    country = chance.choice(countries())
+    question = chance.choice(COUNTRIES).format(country)
+    said = capitalised(f"the capital of {country} is {{}}.")
+    return country, _task(question, Call("capital", {"country": country}), said, chance)
+
+
+def _conversion(chance: random.Random) -> tuple[str, Task]:
+    (unit, to), value = chance.choice(PAIRS), chance.randint(2, 200)
+    question = chance.choice(CONVERSIONS).format(value, unit, to)
+    call = Call("convert", {"value": value, "unit": unit, "to": to})
+    return f"{value} {unit}", _task(question, call, f"{value} {unit} = {{}} {to}", chance)
+
+
+def _length(chance: random.Random) -> tuple[str, Task]:
+    word = chance.choice(words())
+    question = chance.choice(LENGTHS).format(word)
+    return word, _task(question, Call("length", {"text": word}), "It has {} letters.", chance)
+
+
+def _backwards(chance: random.Random) -> tuple[str, Task]:
+    word = chance.choice(words())
+    question = chance.choice(BACKWARDS).format(word)
+    return word, _task(question, Call("reverse", {"text": word}), "Backwards it is {}.", chance)
+
+
+def _task(question: str, call: Call, said: str, chance: random.Random) -> Task:
+    return Task(question, call, said, FIRST_DAY + timedelta(days=chance.randrange(4000)))
+
+
+MAKERS = {
+    "calculator": _sum, "calendar": _date, "capital": _capital, "convert": _conversion, "length": _length,
+    "reverse": _backwards,
+}  # fmt: skip
+
+
+@cache
+def countries() -> tuple[str, ...]:
+    """Those of the shipped table."""
+    return tuple(line.partition(": ")[0] for line in (CORPUS / "capitals.txt").read_text().splitlines())
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """Common words of the shipped text."""
+    counted = Counter(re.findall(r"(?<![A-Za-z'])[a-z]{4,8}(?![a-z'])", (CORPUS / "shakespeare.txt").read_text()))
+    return tuple(word for word, _ in counted.most_common(WORDS))

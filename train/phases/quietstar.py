@@ -1,0 +1,68 @@
+"""Quiet-STaR: a model learns to think before it speaks, and is served so (arXiv:2403.09629).
+
+The gateway reads this file, so torch is imported only where a worker runs.
+"""
+
+from math import sqrt
+
+from pydantic import Field
+
+from cluster.errors import Invalid
+from train.evaluate.quality import Quality
+from train.phases.phase import Outcome, Phase, TrainedConfig, Verdict, Work
+
+
+class QuietstarConfig(TrainedConfig):
+    """Values come from `configs/phases/quietstar.yaml`; what a request may set is exactly these fields."""
+
+    thought_tokens: int = Field(16, ge=1, le=512)  # of a thought at most, without its marks
+    ahead: int = Field(12, ge=1, le=256)  # true tokens after a thought that its reward is counted over
+    thoughts: int = Field(4, ge=2, le=64)  # drawn at each position; a reward is measured against their mean
+    positions: int = Field(8, ge=1, le=1024)  # of a row that are thought at, at each step
+    anywhere: float = Field(0.25, ge=0, le=1)  # share of them that is not kept for assistants' marks
+    temperature: float = Field(1.0, gt=0, le=2)  # that thoughts are drawn at
+    reinforce_from: float = Field(0.7, ge=0, le=1)  # share of the steps before the first thought of its own; 1: never
+    reinforce_weight: float = Field(1.0, ge=0)  # of REINFORCE beside the likelihoods
+    scratchpads: int = Field(4000, ge=0)  # documents with a written thought to begin with; 0: REINFORCE alone
+    largest_operand: int = Field(49, ge=10, le=999)  # of the sums that scratchpads are written for
+    exam_questions: int = Field(200, ge=10)  # of each kind, before and after
+    replayed: int = Field(200, ge=0)  # documents with thoughts that later phases mix in
+    tolerance: float = Field(0.05, ge=0)  # nats per token that the held-out loss may rise by
+
+
+class Quietstar(Phase[QuietstarConfig]):
+    """See the module."""
+
+    name = "quietstar"
+    Config = QuietstarConfig
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps."""
+        return self.config.max_steps
+
+    def check(self) -> None:
+        """A row must have room for its positions, and the context for a thought."""
+        config = self.config
+        if config.positions * 4 > config.context_length:
+            raise Invalid("a row has no room for so many positions", field="positions", value=config.positions)
+        if 4 * (config.thought_tokens + config.ahead + 2) > config.context_length:
+            raise Invalid("thoughts are too long for the context", field="thought_tokens", value=config.thought_tokens)
+
+    def run(self, work: Work) -> dict[str, float]:
+        """See `train.quietstar.teaching`."""
+        from train.quietstar.teaching import teach
+
+        return teach(self.config, work)
+
+    def gate(self, before: Quality, after: Quality, metrics: dict[str, float]) -> Verdict:
+        """More right answers than before, by more than chance would have it, and text predicted about as well."""
+        was, now, asked = (metrics[f"arithmetic_{name}"] for name in ("all_before", "all", "asked"))
+        error = sqrt((was * (1 - was) + now * (1 - now)) / asked)  # of the difference
+        better, kept = now - was > error, after.loss <= before.loss + self.config.tolerance
+        return Verdict(
+            outcome=Outcome.PASS if better and kept else Outcome.KEEP,
+            reason=f"sums right {was:.1%} -> {now:.1%} with thoughts (standard error {error:.1%}, without thoughts "
+            f"{metrics['arithmetic_all_without_thought']:.1%}), held-out loss {before.loss:.3f} -> {after.loss:.3f} "
+            f"nats per token (at most {self.config.tolerance} more)",
+        )  # fmt: skip

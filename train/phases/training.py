@@ -1,0 +1,89 @@
+"""Training, the fifth phase: tasks with checkable answers at the edge of what the model can do, and texts beside them.
+
+A curriculum after self-paced and edge-of-chaos schedules: difficulty follows the model's own success so that it stays
+between 55 and 75 %. GrokFast-EMA (arXiv:2405.20233). The gateway reads this file, so torch is imported only where a
+worker runs.
+"""
+
+from pydantic import Field, field_validator
+
+from train.evaluate.quality import Quality
+from train.phases.phase import Outcome, Phase, TrainedConfig, Verdict, Work
+
+FAMILIES = (  # the easiest for a small model first
+    "length", "program", "capitals", "reverse_list", "reverse_letters", "join", "largest", "times", "nth_letter",
+    "sort", "count_letter", "minus", "plus", "sum_list",
+)  # fmt: skip
+
+
+class TrainingConfig(TrainedConfig):
+    """Values come from `configs/phases/training.yaml`."""
+
+    families: tuple[str, ...] = (
+        FAMILIES  # of tasks (train.curriculum.families), in the order in which they are taken up
+    )
+    beginning: int = Field(4, ge=1)  # families below the band that are taught at a time
+    round_steps: int = Field(30, ge=1)  # optimizer steps between two questionings of the model
+    asked: int = Field(16, ge=1)  # tasks of each family that the model is asked in a round
+    temperature: float = Field(0.0, ge=0, le=2)  # of its answers; 0 is greedy
+    thought_tokens: int = Field(32, ge=0)  # that a model which thinks has for a thought
+    low: float = Field(0.55, ge=0, le=1)  # success below: easier
+    high: float = Field(0.75, ge=0, le=1)  # success above: harder
+    window: int = Field(16, ge=1)  # answers at one difficulty before it moves
+    first_step: float = Field(1.0, gt=0, le=9)  # levels
+    tasks: float = Field(0.6, ge=0, le=1)  # share of a round's tokens that are tasks
+    rehearsal: float = Field(0.25, ge=0, le=1)  # share of the tasks that are of any lower difficulty
+    answers_only: bool = True  # questions are read, not learnt to say
+    own_answers: bool = True  # right answers of the model's own are taught too where they are put differently
+    dreams: float = Field(0.05, ge=0, le=1)  # share of a round's tokens that are dreams, at most
+    dreams_drawn: int = Field(32, ge=1)  # a round
+    dream_tokens: int = Field(64, ge=8)  # of each at most
+    dream_temperature: float = Field(1.2, gt=0, le=3)
+    dream_nats: float = Field(
+        0.0, ge=-10, le=10
+    )  # per token, that the first model may find a dream less likely than text
+    dream_distinct: float = Field(0.5, ge=0, le=1)  # least share of different tokens
+    exam_tasks: int = Field(8, ge=1)  # held-out tasks of every family and level, before and after
+    standard_errors: float = Field(2.0, ge=0)  # by so many the success must have risen
+    loss_tolerance: float = Field(0.05, ge=0)  # nats per token that held-out text may have become less likely
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, families: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(families) - set(FAMILIES):
+            raise ValueError(f"no family {min(unknown)}")
+        if not families:
+            raise ValueError("a curriculum needs a family of tasks")
+        return families
+
+
+class Training(Phase[TrainingConfig]):
+    """See the module."""
+
+    name = "training"
+    Config = TrainingConfig
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps."""
+        return self.config.max_steps
+
+    def run(self, work: Work) -> dict[str, float]:
+        """See `train.curriculum.teaching`."""
+        from train.curriculum.teaching import teach
+
+        return teach(self.config, work)
+
+    def gate(self, before: Quality, after: Quality, metrics: dict[str, float]) -> Verdict:
+        """Success on held-out tasks must have risen beyond chance, and held-out text must not have been forgotten."""
+        rise, error = metrics["success"] - metrics["success_before"], metrics["success_standard_error"]
+        forgotten = after.loss - before.loss
+        passed = rise > self.config.standard_errors * error and forgotten <= self.config.loss_tolerance
+        return Verdict(
+            outcome=Outcome.PASS if passed else Outcome.KEEP,
+            reason=(
+                f"success on held-out tasks {metrics['success_before']:.1%} -> {metrics['success']:.1%} "
+                f"(standard error {error:.1%}), held-out loss {before.loss:.3f} -> {after.loss:.3f} nats per token "
+                f"(at most +{self.config.loss_tolerance:g})"
+            ),
+        )
