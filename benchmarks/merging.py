@@ -90,11 +90,11 @@ def in_memory(folders: list[Path]) -> Callable[[str], None]:
     """Merging as each trial of a search does: the parents are held, the result fills a model that is there."""
     import copy
 
-    from train.evomerge.merging import family, filled, merge, weights
+    from train.evomerge.merging import family, filled, merge
 
-    learners = family(folders)
-    scratch = copy.deepcopy(learners[0])
-    base, *parents = [weights(learner) for learner in learners]
+    learner, found = family(folders)
+    scratch = copy.deepcopy(learner)
+    base, *parents = [parent.weights for parent in found]
     return lambda operator: filled(scratch, merge(recipe(operator), parents, base)) and None
 
 
@@ -173,11 +173,12 @@ def main() -> None:
 def show(result: dict[str, Any]) -> None:
     """One operator's lines."""
     print(f"\n{result['model']} {result['operator']}: largest difference {result['largest difference']:.1e}")
-    print(f"{'merges per minute':<28}{'min':>10}{'median':>10}{'max':>10}")
-    for name, values in result["merges per minute"].items():
-        print(f"{name:<28}" + "".join(f"{value:>10.0f}" for value in values))
-    for name, values in result["of mergekit's, per minute"].items():
-        print(f"{name + ' / mergekit':<28}" + "".join(f"{value:>10.2f}" for value in values))
+    for unit in ("minute", "CPU minute"):
+        print(f"{f'merges per {unit}':<28}{'min':>10}{'median':>10}{'max':>10}")
+        for name, values in result[f"merges per {unit}"].items():
+            print(f"{name:<28}" + "".join(f"{value:>10.0f}" for value in values))
+        for name, values in result[f"of mergekit's, per {unit}"].items():
+            print(f"{name + ' / mergekit':<28}" + "".join(f"{value:>10.2f}" for value in values))
 
 
 if __name__ == "__main__":

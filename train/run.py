@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster import logs, tracing
-from cluster.clock import utc_now
+from cluster.clock import iso, utc_now
 from cluster.errors import Conflict, Unavailable
 from cluster.origin import within
 from cluster.settings import ROOT, Settings
@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
 def end_well(settings: Settings, run: Run) -> None:
     """Go through the stages unless the model is there already, then register it."""
     log = RunLog(run_folder(settings.home, run.run_id), utc_now)
-    log.note("attempt", attempt=run.attempt, phases=[stage.phase for stage in run.stages])
+    log.note("attempt", attempt=run.attempt, asked_at=iso(run.created_at), phases=[stage.phase for stage in run.stages])
     if not (settings.home / "models" / run.model_id).exists() and not staged(settings, run, log):
         return
     with within(tracing.origin()):

@@ -1,24 +1,42 @@
 """A model that quietstar made, in the real vLLM engine: it thinks first, and nobody is shown what."""
 
 import asyncio
-import json
 import math
 import time
 from pathlib import Path
 
 import pytest
-from tiny_forge import TINY, forge
+import torch
+from torch.nn import functional as F
 
 from serve_apps.chat.engine import Delta, Finish, ModelRef, Sampling, Turn
+from train.model.learner import fresh
+from train.model.shape import Shape
+from train.model.thoughts import thinking
+from train.model.tokenizer import Tokenizer
+from train.model.tokenizer import Turn as Said
 
-QUIETSTAR = {
-    "max_steps": 160, "reinforce_from": 1.0, "context_length": 128, "batch_size": 4, "learning_rate": 0.004,
-    "scratchpads": 2000, "largest_operand": 10, "exam_questions": 10, "replayed": 10,
-    "mix": {"shakespeare": 0.0, "project": 0.0, "conversation": 0.1, "capitals": 0.2, "dialogue": 0.2},
-}  # fmt: skip
 ASKED = [Turn("user", "What is 3 + 4?")]
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
           "additionalProperties": False}  # fmt: skip
+
+
+def exported(folder: Path) -> None:
+    """A model that has learnt one thoughtful answer by heart, as quietstar leaves its models."""
+    torch.manual_seed(0)
+    answer = Said("assistant", thinking("3+4=7", "3 + 4 = 7 \N{EM DASH} yes."))
+    tokenizer = Tokenizer(Tokenizer.train([answer.content], 512).bpe, thinks=True)
+    learner = fresh(Shape(width=64, layers=2, heads=2, feed_forward=128, vocab_size=512, context=128), tokenizer)
+    ids = torch.tensor([tokenizer.chat([Said("user", ASKED[0].content), answer])])
+    optimizer = torch.optim.AdamW(learner.model.parameters(), lr=5e-3)
+    loss = torch.inf
+    for _ in range(200):
+        loss = F.cross_entropy(learner.model(ids)[0, :-1], ids[0, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.01
+    learner.save(folder)
 
 
 @pytest.mark.timeout(300)
@@ -26,9 +44,8 @@ SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required
 async def test_thoughts_are_generated_counted_and_hidden(tmp_path: Path):
     from serve_apps.chat.vllm_model import VllmModel  # seconds of imports
 
-    forge(tmp_path, [("cognate", TINY | {"max_steps": 60, "context_length": 128}), ("quietstar", QUIETSTAR)])
-    folder = tmp_path / "runs" / "task_tiny" / "1-quietstar" / "model"
-    model = ModelRef("model_thinker", "thinker", str(folder), "sha256:thinker", 128)
+    exported(tmp_path)
+    model = ModelRef("model_thinker", "thinker", str(tmp_path), "sha256:thinker", 128)
     loaded = await asyncio.to_thread(VllmModel.start, model, 64, 1)
 
     async def reply(sampling: Sampling) -> tuple[list[Delta], Finish]:
@@ -66,7 +83,9 @@ async def test_thoughts_are_generated_counted_and_hidden(tmp_path: Path):
         deltas, finish = await reply(Sampling(0.0, 48, stop=(stop,), stream=False))
         assert (text_of(deltas), finish.reason) == (text[: text.index(stop)], "stop")
         deltas, finish = await reply(Sampling(0.0, 48, json_schema=SCHEMA))
-        assert isinstance(json.loads(text_of(deltas))["ok"], bool) and finish.thought_tokens == 0
+        assert (
+            text_of(deltas).lstrip().startswith("{") and finish.thought_tokens == 0
+        )  # what fits a schema is not thought
     finally:
         await asyncio.to_thread(loaded.stop)
 

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from train.baking import lowrank
-from train.baking.lessons import Book, Lesson, conversation, cut, plain
-from train.baking.measure import Rates, agreement, chat_rates, tool_rates
+from train.baking.lessons import Book, Lesson, conversation, fitting, plain
+from train.baking.measure import Rates, agreement, chat_rates, copied, tool_rates
 from train.baking.objective import Student, baked, supervised
 from train.baking.talk import Talk, converse
 from train.baking.tasks import FIRST_DAY, Task, tasks
-from train.baking.teaching import aloud, chats, conversations, drills, joined, manners, shown
+from train.baking.teaching import aloud, chats, conversations, drills, joined, lines, manners, shown
 from train.data.packing import Batches
 from train.data.prepared import texts
 from train.data.sources import Corpus, Document, read_documents, write_documents
@@ -44,6 +44,8 @@ from train.tools import specifications, with_tools
 if TYPE_CHECKING:
     from train.phases.tool_baking import ToolBaking, ToolBakingConfig
 
+DRILLS = 20_000
+MEASURED_DRILLS = 300
 MEASURED_SEED = 0  # every run is asked the same
 
 
@@ -68,32 +70,49 @@ class Baking:
         """Teach, bake, measure."""
         config = self.config
         found = self.remembered("base", lambda: self.tools("before") | self.tools("base_prompted", self.prompt)
-                                | self.chats("before"))  # fmt: skip
-        if found["tool_success_base_prompted"] < config.teacher_success and config.teacher_steps:
-            self.teach()
+                                | self.chats("before") | self.copying("before"))  # fmt: skip
+        if found["tool_success_base_prompted"] < config.teacher_success:
+            if found["copying_before"] < config.copying and config.copying_steps:
+                self.drill()
+            found |= self.remembered("drilled", lambda: self.copying("drilled"))
+            if config.teacher_steps:
+                self.teach()
         found |= self.remembered("teacher", lambda: self.tools("teacher", self.prompt) | self.tools("unbaked"))
         for number in range(config.pursuits):
             progress, near = self.pursue(number)
             found |= measured(progress) | near
         found |= self.remembered("baked", lambda: self.tools("after") | self.tools("reprompted", self.prompt)
-                                 | self.chats("after"))  # fmt: skip
+                                 | self.chats("after") | self.copying("after"))  # fmt: skip
         if self.work.rank == 0:
             self.learner.replay += self.shown_later()
             publish(self.work.output, self.learner.save)
         return found
 
+    def drill(self) -> None:
+        """Copying, before there is anything to copy."""
+        config = self.config
+        none = dict.fromkeys((document.source for document in self.corpus.training), 0.0)
+        self.supervise(
+            "drills", 0, config.copying_steps, drills(self.learner, DRILLS, config.seed), none | {"replay": 0.0}
+        )
+
     def teach(self) -> None:
         """The first step: all weights, with the prompt in context; the run's texts without it stay as they are."""
         config, learner = self.config, self.learner
         asked = tasks(config.teacher_tasks, config.seed, held_out=False)
-        some = self.exchanges(asked, config.seed)
-        shows = [each for turns in some for each in conversation(
+        shows = [each for turns in self.exchanges(asked, config.seed) for each in conversation(
             learner, turns, student=self.prompt, teacher=self.prompt)]  # fmt: skip
-        book = self.book(shows, self.corpus.training, drills(learner, asked, config.drills, config.seed))
+        shows += lines(learner, asked, config.seed)
+        self.supervise("teacher", config.copying_steps, config.teacher_steps, shows, config.mix)
+
+    def supervise(self, name: str, begins: int, steps: int, lessons: list[Lesson], mix: dict[str, float]) -> None:
+        """Next tokens of the lessons, and of the run's texts."""
+        config = self.config
         settings = config.model_copy(
-            update={"max_steps": config.teacher_steps, "learning_rate": config.teacher_learning_rate}
+            update={"max_steps": steps, "learning_rate": config.teacher_learning_rate, "mix": mix}
         )
-        self.train(0, settings, book, supervised(book, config.precision, self.work.device), "teacher")
+        book = self.book(lessons, self.corpus.training, config.text_weight)
+        self.train(begins, settings, book, supervised(book, config.precision, self.work.device), name)
 
     def pursue(self, number: int) -> tuple[Progress, dict[str, float]]:
         """The second step: sample from the prompted model, bake the prompt in, merge."""
@@ -106,6 +125,7 @@ class Baking:
         book = self.book(
             [each for document in sampled for each in conversation(learner, document.turns, **both)],
             [document for document in self.corpus.training if document.source not in ("dialogue", "capitals", "sums")],
+            config.text_weight,
         )
         compared = [each for document in replies for each in conversation(learner, document.turns, **both)]
 
@@ -114,7 +134,7 @@ class Baking:
             return {f"persona_kl_{when}": kl, f"persona_agreement_{when}": same}
 
         found = self.remembered(f"near-{number}-before", lambda: near("before"))
-        begins = (config.teacher_steps, number * config.max_steps)
+        begins = (config.copying_steps, config.teacher_steps, number * config.max_steps)
         name = "checkpoints" if number == 0 else f"checkpoints-{number}"
         progress = self.train(sum(begins), config, book, baked(book, config.precision, self.work.device), name)
         found |= self.remembered(f"near-{number}-after", lambda: near("after"))
@@ -123,11 +143,8 @@ class Baking:
 
     def train(self, begins: int, settings: "ToolBakingConfig", book: Book, objective: Any, name: str) -> Progress:
         """`train.resumable.train`; its steps are told as the phase's from `begins` on."""
-        config, work, total = (
-            self.config,
-            self.work,
-            self.config.teacher_steps + self.config.pursuits * self.config.max_steps,
-        )
+        config, work = self.config, self.work
+        total = config.copying_steps + config.teacher_steps + config.pursuits * config.max_steps
 
         def report(progress: Progress) -> None:
             history = [point._replace(step=begins + point.step) for point in progress.history]
@@ -137,7 +154,7 @@ class Baking:
             return held_out_loss(bare(model).inner, self.rows, config.precision, work.device)
 
         batches = Batches(
-            book.documents, config.mix, context=config.context_length, size=config.batch_size, pad=self.learner.pad,
+            book.documents, settings.mix, context=config.context_length, size=config.batch_size, pad=self.learner.pad,
             seed=config.seed, part=(work.rank, work.world),
         )  # fmt: skip
         return train(
@@ -145,14 +162,12 @@ class Baking:
             objective=objective, name=name,
         )  # fmt: skip
 
-    def book(self, lessons: list[Lesson], texts: Sequence[Document], drills: Sequence[Lesson] = ()) -> Book:
-        """The lessons under the name tools, the texts and what earlier phases want kept under their own."""
-        found = {"tools": cut(lessons, self.config.context_length), "drills": cut(drills, self.config.context_length)}
-        documents = [*texts, *(replace(each, source="replay") for each in self.learner.replay)]
-        for document in documents:
-            found.setdefault(document.source, []).extend(
-                cut([plain(self.learner, document)], self.config.context_length)
-            )
+    def book(self, lessons: list[Lesson], texts: Sequence[Document], weight: float) -> Book:
+        """The lessons under the name tools; the texts and what earlier phases want kept, of that weight."""
+        context = self.config.context_length
+        found = {"tools": fitting(lessons, context)}
+        for document in (*texts, *(replace(each, source="replay") for each in self.learner.replay)):
+            found.setdefault(document.source, []).extend(plain(self.learner, document, context, weight))
         return Book(found)
 
     def exchanges(self, some: list[Task], seed: int) -> list[Any]:
@@ -201,8 +216,8 @@ class Baking:
         """Rates over the held-out tasks, under the metrics' names."""
         rates: Rates = tool_rates(self.learner, self.asked, prompt, self.config.max_tokens)
         found = {
-            f"tool_call_{name}": rates.call, f"tool_choice_{name}": rates.tool, f"tool_arguments_{name}": rates.arguments,
-            f"tool_success_{name}": rates.success, f"tool_success_error_{name}": rates.error,
+            f"tool_call_{name}": rates.call, f"tool_choice_{name}": rates.tool,
+            f"tool_arguments_{name}": rates.arguments, f"tool_success_{name}": rates.success, f"tool_success_error_{name}": rates.error,
         }  # fmt: skip
         self.work.note("tools", **{key: round(value, 3) for key, value in found.items()})
         return found
@@ -211,6 +226,11 @@ class Baking:
         """Rates over the held-out questions that need no tool."""
         false, right = chat_rates(self.learner, self.plainly, max_tokens=self.config.max_tokens)
         return {f"false_call_rate_{name}": false, f"chat_right_{name}": right}
+
+    def copying(self, name: str) -> dict[str, float]:
+        """The share of tokens that are copied right in drills that were never trained on."""
+        some = drills(self.learner, MEASURED_DRILLS, MEASURED_SEED)
+        return {f"copying_{name}": copied(self.learner.model, some, self.config.precision, self.work.device)}
 
     def remembered(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         """What was measured, once in the stage's life and by rank 0."""

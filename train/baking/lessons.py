@@ -20,12 +20,13 @@ class Lesson(NamedTuple):
     """One document as it is trained on.
 
     `ids` (n,) are what the student sees, `taught` (m,) what the teacher sees; `at` (k,) are positions of `ids` whose
-    next token counts, and the same positions from the end count in `taught`.
+    next token counts, and the same positions from the end count in `taught`. Each counts `weight` times.
     """
 
     ids: np.ndarray
     taught: np.ndarray
     at: np.ndarray
+    weight: float = 1.0
 
     @property
     def key(self) -> bytes:
@@ -72,12 +73,12 @@ def heard(turns: Iterable[Turn]) -> list[Turn]:
     return [Turn(t.role, thought_of(t.content)[1]) if t.role == "assistant" else t for t in turns]
 
 
-def spoken(learner: Learner, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
-    """Ids of a conversation, and the positions whose next token an assistant wrote."""
+def spoken(learner: Learner, turns: Sequence[Turn], last: bool = False) -> tuple[list[int], list[int]]:
+    """Ids of a conversation, and the positions whose next token an assistant wrote, in its `last` turn or in all."""
     tokenizer = learner.tokenizer
     ids, at = tokenizer.chat(turns), list[int]()
     for number, turn in enumerate(turns):
-        if turn.role == "assistant":
+        if turn.role == "assistant" and (not last or number == len(turns) - 1):
             begins, ends = len(tokenizer.prompt(turns[:number])), len(tokenizer.chat(turns[: number + 1]))
             at += range(begins - 1, ends - 1)
     return ids, at
@@ -85,25 +86,27 @@ def spoken(learner: Learner, turns: Sequence[Turn]) -> tuple[list[int], list[int
 
 def lesson(learner: Learner, turns: Sequence[Turn], *, student: str = "", teacher: str = "") -> Lesson | None:
     """Of a conversation, seen with these prompts; None where it has nothing to learn in the model's context."""
-    (ids, at), taught = spoken(learner, under(student, turns)), learner.tokenizer.chat(under(teacher, turns))
+    (ids, at), taught = (
+        spoken(learner, under(student, turns), thinks(learner)),
+        learner.tokenizer.chat(under(teacher, turns)),
+    )
     return made(ids, taught, at, learner.context)
 
 
 def conversation(learner: Learner, turns: Sequence[Turn], *, student: str = "", teacher: str = "") -> list[Lesson]:
     """Lessons of what an assistant said. One that thinks hands no thought on, so that each of its turns is a lesson."""
     ends = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-    if not thinks(learner):
-        parts = [tuple(turns)]
-    else:
-        parts = [(*heard(turns[:end]), turns[end]) for end in ends]
+    parts = [(*heard(turns[:end]), turns[end]) for end in ends] if thinks(learner) else [tuple(turns)]
     found = (lesson(learner, part, student=student, teacher=teacher) for part in parts)
     return [each for each in found if each is not None]
 
 
-def plain(learner: Learner, document: Document) -> Lesson | None:
-    """Every token of a document, without a prompt on either side."""
+def plain(learner: Learner, document: Document, context: int, weight: float) -> list[Lesson]:
+    """Every token of a document, without a prompt on either side, in pieces of at most `context` tokens."""
     ids = learner.ids(document)
-    return made(ids, ids, range(len(ids) - 1), learner.context)
+    pieces = [ids[start : start + context] for start in range(0, len(ids), context)]
+    found = [made(piece, piece, range(len(piece) - 1), context) for piece in pieces]
+    return [each._replace(weight=weight) for each in found if each is not None]
 
 
 def made(ids: Sequence[int], taught: Sequence[int], at: Iterable[int], context: int) -> Lesson | None:
@@ -119,6 +122,6 @@ def made(ids: Sequence[int], taught: Sequence[int], at: Iterable[int], context: 
     return Lesson(np.array(ids, dtype=np.int32), np.array(taught, dtype=np.int32), kept)
 
 
-def cut(lessons: Iterable[Lesson | None], context: int) -> list[Lesson]:
-    """Those that are there and fit in rows of so many tokens."""
-    return [each for each in lessons if each is not None and len(each.ids) <= context]
+def fitting(lessons: Iterable[Lesson], context: int) -> list[Lesson]:
+    """Those that fit in rows of so many tokens."""
+    return [each for each in lessons if len(each.ids) <= context]

@@ -26,12 +26,12 @@ class Rates(NamedTuple):
     tool: float  # of the right tool
     arguments: float  # with the right arguments
     success: float  # and the reply to the tool's answer says what the tool said
-    count: int
+    asked: int  # how many tasks
 
     @property
     def error(self) -> float:
         """Standard error of `success`."""
-        return math.sqrt(self.success * (1 - self.success) / max(1, self.count))
+        return math.sqrt(self.success * (1 - self.success) / max(1, self.asked))
 
 
 def tool_rates(learner: Learner, tasks: Sequence[Task], prompt: str = "", max_tokens: int = 64) -> Rates:
@@ -73,3 +73,11 @@ def agreement(model: Any, lessons: Sequence[Lesson], precision: str, device: tor
     teacher, student = model.lm_head(taught), model.lm_head(learnt)
     same = (teacher.argmax(-1) == student.argmax(-1)).float().mean()
     return divergence(teacher, student).mean().item(), same.item()
+
+
+@torch.no_grad()
+def copied(model: Any, lessons: Sequence[Lesson], precision: str, device: torch.device) -> float:
+    """The share of the tokens that count which the model ranks first."""
+    found = torch.cat(states(model, lessons, precision, device)).float()
+    wanted = torch.cat([torch.from_numpy(each.ids[each.at + 1]) for each in lessons]).to(device)
+    return (model.lm_head(found).argmax(-1) == wanted).float().mean().item()

@@ -7,7 +7,7 @@ distributions are kept as its last hidden states: W numbers a position where the
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,14 @@ from train.model.llama import same_document
 AT_ONCE = 32  # lessons that a teacher reads side by side
 
 
+class Chosen(NamedTuple):
+    """Positions that count: rows and columns (N,) of a batch, and how much each counts (N,)."""
+
+    rows: Tensor
+    columns: Tensor
+    weights: Tensor
+
+
 class Student(nn.Module):
     """A model under training: its loss at chosen positions, so that data parallel workers can wrap it."""
 
@@ -31,22 +39,24 @@ class Student(nn.Module):
         self.inner = inner
 
     def forward(
-        self, tokens: Tensor, documents: Tensor, rows: Tensor, columns: Tensor, *, targets: Tensor | None = None,
+        self, tokens: Tensor, documents: Tensor, chosen: Chosen, *, targets: Tensor | None = None,
         taught: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Mean nats over N positions (`rows`, `columns`) of tokens (B, T).
+        """Mean nats over N chosen positions of tokens (B, T), by their weights.
 
         The cross entropy of `targets` (N,), or the divergence from the teacher's hidden states `taught` (N, W).
         """
         inner: Any = self.inner
-        hidden = inner.hidden(tokens, same_document(documents))[rows, columns]  # (N, W)
+        hidden = inner.hidden(tokens, same_document(documents))[chosen.rows, chosen.columns]  # (N, W)
         logits = inner.lm_head(hidden).float()  # (N, V)
         if targets is not None:
-            return F.cross_entropy(logits, targets)
-        assert taught is not None
-        with torch.no_grad():
-            teacher = inner.lm_head(taught.to(hidden.dtype)).float()
-        return divergence(teacher, logits).mean()
+            nats = F.cross_entropy(logits, targets, reduction="none")
+        else:
+            assert taught is not None
+            with torch.no_grad():
+                teacher = inner.lm_head(taught.to(hidden.dtype)).float()
+            nats = divergence(teacher, logits)
+        return (chosen.weights * nats).sum() / chosen.weights.sum()
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -71,21 +81,22 @@ def states(model: Any, lessons: Sequence[Lesson], precision: str, device: torch.
     return found
 
 
-def selected(found: Sequence[tuple[int, int, Lesson]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns (N,) of all positions that count in a batch."""
+def selected(found: Sequence[tuple[int, int, Lesson]], device: torch.device) -> Chosen:
+    """All positions that count in a batch, in the order of `found`."""
     rows = np.concatenate([np.full(len(lesson.at), row) for row, _, lesson in found])
     columns = np.concatenate([lesson.at + start for _, start, lesson in found])
-    return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
+    weights = np.concatenate([np.full(len(lesson.at), lesson.weight, dtype=np.float32) for _, _, lesson in found])
+    return Chosen(*(torch.from_numpy(array).to(device) for array in (rows, columns, weights)))
 
 
 def supervised(book: Book, precision: str, device: torch.device) -> Objective:
     """The next token where it counts."""
 
     def objective(model: nn.Module, batch: Batch, step: int) -> Tensor:
-        rows, columns = selected(book.found(batch), device)
+        chosen = selected(book.found(batch), device)
         tokens, targets, documents = (torch.from_numpy(array).to(device) for array in batch)
         with autocast(precision, device):
-            return model(tokens, documents, rows, columns, targets=targets[rows, columns])
+            return model(tokens, documents, chosen, targets=targets[chosen.rows, chosen.columns])
 
     return objective
 
@@ -100,10 +111,9 @@ def baked(book: Book, precision: str, device: torch.device) -> Objective:
         inner = bare(model).inner
         with without(inner):
             kept.update(zip((lesson.key for lesson in new), states(inner, new, precision, device), strict=True))
-        rows, columns = selected(found, device)
         tokens, _, documents = (torch.from_numpy(array).to(device) for array in batch)
         taught = torch.cat([kept[lesson.key] for _, _, lesson in found])
         with autocast(precision, device):
-            return model(tokens, documents, rows, columns, taught=taught)
+            return model(tokens, documents, selected(found, device), taught=taught)
 
     return objective

@@ -10,7 +10,7 @@ from train.baking.lessons import heard, under
 from train.model.generate import generate
 from train.model.learner import Learner
 from train.model.thoughts import thinks
-from train.model.tokenizer import CALL, END, THINK, Turn
+from train.model.tokenizer import CALL, THINK, Turn
 from train.tools import Answer, Call, Malformed, execute, parse_calls
 
 AT_ONCE = 64  # conversations side by side
@@ -67,7 +67,7 @@ def replies(
     """What the assistant says next in each, with its marks."""
     tokenizer = learner.tokenizer
     prompts = [tokenizer.prompt(under(prompt, heard(talk.turns))) for talk in talks]
-    end = tokenizer.ids[END] if END in tokenizer.ids else tokenizer.inner.eos_token_id
+    end = tokenizer.chat([Turn("user", ""), Turn("assistant", "")])[-1]
     found = generate(learner, prompts, max_tokens, stop=[end], temperature=temperature, generator=generator)
     begun = THINK if thinks(learner) else ""
     return [begun + tokenizer.decode(ids, marks=True).strip() for ids in found]

@@ -16,7 +16,7 @@ from train.data.sources import CORPUS, capitalised
 from train.tools import Call, execute
 
 HELD_OUT = 0.2  # share of operands that are measured on
-WORDS = 1200  # of the shipped text, the commonest of 4 to 8 letters
+WORDS = 4000  # of the shipped text, the commonest of 4 to 8 letters
 PAIRS = (
     ("km", "miles"), ("miles", "km"), ("kg", "pounds"), ("pounds", "kg"), ("m", "feet"), ("feet", "m"),
     ("inches", "cm"), ("liters", "gallons"), ("celsius", "fahrenheit"), ("fahrenheit", "celsius"),
@@ -64,11 +64,9 @@ class Task:
 def tasks(count: int, seed: int, held_out: bool) -> list[Task]:
     """So many questions, of every tool about as many; to train on, or to measure on and then no two alike."""
     chance, found, asked = random.Random(f"{seed}:{held_out}"), list[Task](), set[str]()
-    makers = tuple(MAKERS.items())
     for number in range(100 * count):
-        name, make = makers[number % len(makers)]
-        operands, task = make(chance)
-        if is_held_out(f"{name}:{operands}") == held_out and not (held_out and task.question in asked):
+        operands, task = MAKERS[number % len(MAKERS)](chance)
+        if is_held_out(operands) == held_out and not (held_out and task.question in asked):
             asked.add(task.question)
             found.append(task)
         if len(found) == count:
@@ -95,7 +93,7 @@ def _date(chance: random.Random) -> tuple[str, Task]:
     ways = TODAY if days == 0 else DAYS_ON if days > 0 else DAYS_AGO
     question = chance.choice(ways).format(abs(days))
     said = "It was {}." if days < 0 else "It is {}."
-    return str(days or question), _task(question, Call("calendar", {"days": days}), said, chance)
+    return str(days), _task(question, Call("calendar", {"days": days}), said, chance)
 
 
 def _capital(chance: random.Random) -> tuple[str, Task]:
@@ -113,25 +111,28 @@ def _conversion(chance: random.Random) -> tuple[str, Task]:
 
 
 def _length(chance: random.Random) -> tuple[str, Task]:
-    word = chance.choice(words())
+    word = some_word(chance)
     question = chance.choice(LENGTHS).format(word)
     return word, _task(question, Call("length", {"text": word}), "It has {} letters.", chance)
 
 
 def _backwards(chance: random.Random) -> tuple[str, Task]:
-    word = chance.choice(words())
+    word = some_word(chance)
     question = chance.choice(BACKWARDS).format(word)
     return word, _task(question, Call("reverse", {"text": word}), "Backwards it is {}.", chance)
+
+
+def some_word(chance: random.Random) -> str:
+    """Of the shipped text, or every second time one that nobody knows: the head of one and the tail of another."""
+    word, other = chance.choice(words()), chance.choice(words())
+    return word if chance.random() < 0.5 else word[: chance.randint(1, 4)] + other[-chance.randint(1, 4) :]
 
 
 def _task(question: str, call: Call, said: str, chance: random.Random) -> Task:
     return Task(question, call, said, FIRST_DAY + timedelta(days=chance.randrange(4000)))
 
 
-MAKERS = {
-    "calculator": _sum, "calendar": _date, "capital": _capital, "convert": _conversion, "length": _length,
-    "reverse": _backwards,
-}  # fmt: skip
+MAKERS = (_sum, _date, _capital, _conversion, _length, _backwards)
 
 
 @cache

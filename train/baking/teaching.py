@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from train.baking.lessons import Lesson
-from train.baking.tasks import Task, is_held_out
+from train.baking.tasks import Task, is_held_out, some_word
 from train.data.sources import Document, ask
 from train.model.learner import Learner
 from train.model.thoughts import thinking, thinks, thought_of
-from train.model.tokenizer import Turn
+from train.model.tokenizer import SPECIAL, Turn
 
 MOST_EXCHANGES = 2  # in one conversation
-MOST_PIECES = 3  # in one drill
+MOST_COPIED = 4  # tokens in one drill
 
 Exchange = tuple[Turn, ...]
 
@@ -67,18 +67,39 @@ def joined(exchanges: Sequence[Exchange]) -> tuple[Turn, ...]:
     return tuple(turn for exchange in exchanges for turn in exchange)
 
 
-def drills(learner: Learner, some: Sequence[Task], count: int, seed: int) -> list[Lesson]:
-    """`34 + 58 km : 34 + 58 km`: what calls and answers are made of, to be said again; the second time counts.
+def drills(learner: Learner, count: int, seed: int) -> list[Lesson]:
+    """A few different tokens, a colon, and the same again; the second time counts.
 
-    A call is copied from its question and an answer from the tool's. A small model has no heads for copying (Olsson and
-    others, arXiv:2209.11895, call them induction heads), and finds them here, where every other token is a copy.
+    Calls are copied from questions and answers from tools. A small model has no heads for that (Olsson and others,
+    arXiv:2209.11895, call them induction heads). Where every other token is a copy and nothing else helps, it finds them.
     """
     chance, tokenizer = random.Random(seed), learner.tokenizer
-    pieces = [str(piece) for task in some for piece in (*task.call.arguments.values(), task.result)]
-    found: list[Lesson] = []
-    for _ in range(count):
-        said = " ".join(chance.sample(pieces, chance.randint(1, MOST_PIECES)))
-        *first, end = tokenizer.text(f"{said} :")
-        ids = np.array([*first, *tokenizer.marked(f" {said}"), end], dtype=np.int32)
-        found.append(Lesson(ids, ids, np.arange(len(first) - 1, len(ids) - 1)))
+    special = {number for token, number in tokenizer.ids.items() if token in SPECIAL}
+    kept = [number for number in range(tokenizer.vocab_size) if number not in special]
+    some = (chance.sample(kept, chance.randint(1, MOST_COPIED)) for _ in range(count))
+    return [_line(learner, tokens, tokens) for tokens in some]
+
+
+def lines(learner: Learner, some: Sequence[Task], seed: int) -> list[Lesson]:
+    """`Compute 34 + 58. : 34 + 58`, `Compute 34 + 58. 92 : 34 + 58 = 92`: what is to be copied of each task, and no more.
+
+    Half of the countries are unheard of, since a known one may be guessed.
+    """
+    chance, found = random.Random(seed), list[Lesson]()
+    for task in some:
+        question, said = task.question, " ".join(map(str, task.call.arguments.values()))
+        if task.call.name == "capital" and chance.random() < 0.5:
+            said, known = some_word(chance).capitalize(), said
+            question = question.replace(known, said)
+        else:
+            found.append(_line(learner, *(learner.tokenizer.marked(f" {text}") for text in (
+                f"{question} {task.result}", task.answer))))  # fmt: skip
+        found.append(_line(learner, *(learner.tokenizer.marked(f" {text}") for text in (question, said))))
     return found
+
+
+def _line(learner: Learner, tokens: list[int], again: list[int]) -> Lesson:
+    *first, end = learner.tokenizer.text("")
+    first = [*first, *tokens, *learner.tokenizer.marked(" :")]
+    ids = np.array([*first, *again, end], dtype=np.int32)
+    return Lesson(ids, ids, np.arange(len(first) - 1, len(ids) - 1))

@@ -63,11 +63,11 @@ def calibrated(model: nn.Module, batches: Sequence[Batch], device: torch.device)
         hessian = sums[key] / max(1, tokens) if key in sums else None
         rows = None
         if isinstance(module, nn.Embedding):
+            # Every row counts a little: a token that this text lacks may be in another.
+            smooth = _padded(counts, len(module.weight))[: len(module.weight)] + 1
+            rows = smooth / smooth.mean()
             if hessian is not None:
                 hessian = hessian + READ * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
-            else:  # every row counts a little: a token that this text lacks may be in another
-                smooth = _padded(counts, len(module.weight))[: len(module.weight)] + 1
-                rows = smooth / smooth.mean()
         found.setdefault(names[key], Place(module.weight, Known(hessian, rows)))
     return found
 

@@ -23,6 +23,7 @@ from train.compression.candidates import candidates
 from train.compression.tables import Model, Table, options, table
 from train.data.packing import Batch
 from train.data.prepared import texts
+from train.data.sources import Document
 from train.evaluate.perplexity import held_out_batches, held_out_loss
 from train.loop import Progress
 from train.model.checkpoint import LATENTS, publish, write_json
@@ -64,12 +65,7 @@ def _make(config: "FinalCompressionConfig", work: Work, plain: Path, encodings: 
     begun = time.monotonic()
     learner = load(plain)
     learner.model.to(work.device).eval()
-    corpus = texts(work.data)
-    seeing, measuring = (
-        held_out_batches(learner, corpus.training[part::2], size, min(learner.context, CONTEXT))
-        for part, size in ((0, config.calibration_tokens), (1, config.measured_tokens))
-    )
-    model = _model(learner, seeing, measuring, work.device)
+    model = _model(config, learner, texts(work.data).training, work.device)
     stored = stored_tensors(plain)
     wanted = list(candidates(config.codecs, config.seeds, config.group))
     tables: list[Table] = []
@@ -98,7 +94,7 @@ def _make(config: "FinalCompressionConfig", work: Work, plain: Path, encodings: 
         totals = {
             "compression_ratio": 1 - size / base_bytes, "compression_ratio_bf16": 1 - size / (2 * count),
             "bits_per_weight": 8 * size / count, "artifact_bytes": size, "base_bytes": base_bytes,
-            "calibration_loss_before": model.loss(None), "calibration_rise": rise,
+            "calibration_loss_before": model.losses[0](None), "calibration_rise": rise,
             **{f"tensors_{codec}": codecs.count(codec) for codec in sorted(set(codecs))},
         }  # fmt: skip
         write_json(folder / REPORT, {"totals": totals, "tensors": [row(each, chosen[each.name]) for each in tables]})
@@ -107,11 +103,22 @@ def _make(config: "FinalCompressionConfig", work: Work, plain: Path, encodings: 
     work.report(Progress(step=len(stored) + 1, total_steps=len(stored) + 1, seconds=time.monotonic() - begun))
 
 
-def _model(learner: Learner, seeing: Sequence[Batch], measuring: Sequence[Batch], device: torch.device) -> Model:
-    def loss(batches: int | None) -> float:
+def _model(
+    config: "FinalCompressionConfig", learner: Learner, documents: Sequence[Document], device: torch.device
+) -> Model:
+    """Hessians from every second document, losses from the others; thoughts and tool calls are a text of their own."""
+
+    def rows(of: Sequence[Document], tokens: int) -> list[Batch]:
+        return held_out_batches(learner, of, tokens, min(learner.context, CONTEXT))
+
+    def loss(measuring: Sequence[Batch], batches: int | None) -> float:
         return held_out_loss(learner.model, measuring[:batches], "fp32", device)[0]
 
-    return Model(learner.model, calibrated(learner.model, seeing, device), loss)
+    seeing, measuring = rows(documents[::2], config.calibration_tokens), [rows(documents[1::2], config.measured_tokens)]
+    if len(learner.replay) > 1:
+        seeing += rows(learner.replay[::2], config.calibration_tokens // 4)
+        measuring.append(rows(learner.replay[1::2], config.measured_tokens // 4))
+    return Model(learner.model, calibrated(learner.model, seeing, device), [partial(loss, text) for text in measuring])
 
 
 def choose(config: "FinalCompressionConfig", model: Model, tables: Sequence[Table]) -> tuple[dict[str, int], float]:

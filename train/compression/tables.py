@@ -49,13 +49,16 @@ class Table:
 class Model:
     """The model that losses are measured on; its matrices come and go.
 
-    `loss(batches)` is its loss as it is now, nats per token: on so many batches of text, or on all with None.
+    Each of `losses` is one text's: `loss(batches)` as the model is now, nats per token, on so many batches of it, or on
+    all with None.
     """
 
-    def __init__(self, module: nn.Module, places: Mapping[str, Place], loss: Callable[[int | None], float]) -> None:
-        self.places, self.loss = places, loss
+    def __init__(
+        self, module: nn.Module, places: Mapping[str, Place], losses: Sequence[Callable[[int | None], float]]
+    ) -> None:
+        self.places, self.losses = places, losses
         self.parameters = dict(module.named_parameters())
-        self.before: dict[int | None, float] = {}
+        self.before: dict[int | None, list[float]] = {}
 
     def parameter(self, name: str) -> tuple[str, nn.Parameter] | None:
         """Of a tensor in the model's files; transformers models lie inside ours."""
@@ -66,16 +69,16 @@ class Model:
 
     @torch.no_grad()
     def rise(self, weights: Mapping[str, Tensor], batches: int | None = None) -> float:
-        """How much the loss is higher with these tensors in their places."""
+        """How much the loss is higher with these tensors in their places, on the text where it rises most."""
         if batches not in self.before:
-            self.before[batches] = self.loss(batches)
+            self.before[batches] = [loss(batches) for loss in self.losses]
         kept: list[tuple[nn.Parameter, Tensor]] = []
         for name, weight in weights.items():
             if (found := self.parameter(name)) is not None:
                 kept.append((found[1], found[1].data))
                 found[1].data = weight.to(found[1])
         try:
-            return self.loss(batches) - self.before[batches]
+            return max(loss(batches) - was for loss, was in zip(self.losses, self.before[batches], strict=True))
         finally:
             for parameter, weight in kept:
                 parameter.data = weight
@@ -121,7 +124,7 @@ def table(
 def options(tables: Sequence[Table]) -> dict[str, list[Option]]:
     """Every tensor's options with the rise in loss that each is expected to cost: sensitivity times error."""
     seen = [each.sensitivity for each in tables if each.sensitivity is not None]
-    typical = max(median(seen), 0.0) if seen else 0.0
+    typical = median(seen) if seen and median(seen) > 0 else 1.0
     found: dict[str, list[Option]] = {}
     for each in tables:
         own = max(typical if each.sensitivity is None else each.sensitivity, LEAST_COST * typical)

@@ -28,6 +28,9 @@ def encode(weight: Tensor, params: dict[str, Any], known: Known, chance: torch.G
     padded = F.pad(weight, (0, 0, 0, -rows % dim))
     vectors = padded.T.reshape(-1, dim)  # (C R / dim, dim), column by column
     matters = known.columns(weight).repeat_interleave(len(vectors) // columns)
+    if known.rows is not None:
+        of_rows = F.pad(known.rows.to(weight), (0, -rows % dim)).view(-1, dim).mean(1)
+        matters = matters * of_rows.repeat(columns)
     books = [codebook(vectors, matters, params["centroids"], chance)]
     if params["residual"]:
         left = vectors - books[0][nearest(vectors, books[0])]

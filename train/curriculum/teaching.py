@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,8 +40,15 @@ def teach(config: "TrainingConfig", work: Work) -> dict[str, float]:
     def evaluate(model: nn.Module) -> tuple[float, float]:
         return held_out_loss(model, rows, config.precision, work.device)
 
+    talk = [document for document in corpus.held_out if document.turns]
+    exchanges = held_out_batches(learner, talk or corpus.held_out, config.held_out_tokens, context)
+
+    def measure() -> dict[str, float]:
+        found = told(examined(config, learner, sandbox))
+        return found | {"conversation_loss": held_out_loss(learner.model, exchanges, "fp32", work.device)[0]}
+
     with Sandbox() as sandbox:
-        before = beforehand(config, work, learner, sandbox) if work.rank == 0 else {}
+        before = beforehand(work, measure) if work.rank == 0 else {}
         maker = Maker(config, work, learner, sandbox, evaluate(learner.model)[0])
         batches = Rounds(
             learner, documents, config.mix, steps=config.round_steps, shares=Shares(config.tasks, config.dreams),
@@ -51,7 +58,7 @@ def teach(config: "TrainingConfig", work: Work) -> dict[str, float]:
         progress = train(maker.work, config, learner.model, batches, evaluate=evaluate)
         if work.rank != 0:
             return {}
-        after = told(examined(config, learner, sandbox))
+        after = measure()
         work.note("sandbox", processes=sandbox.started, **sandbox.walls)
     publish(work.output, learner.save)
     rounds = [made for number in range(batches.position.epoch + 1) if (made := maker.kept.read(number))]
@@ -67,11 +74,11 @@ def examined(config: "TrainingConfig", learner: Learner, sandbox: Sandbox) -> li
     return answers(learner, exam, sandbox, thought_tokens=config.thought_tokens)
 
 
-def beforehand(config: "TrainingConfig", work: Work, learner: Learner, sandbox: Sandbox) -> dict[str, float]:
+def beforehand(work: Work, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """What the model can do before it is taught; measured once."""
     path = work.folder / "before.json"
     if not path.exists():
-        found = told(examined(config, learner, sandbox))
+        found = measure()
         write_durably(path, lambda file: file.write(json.dumps(found).encode()))
         work.note("before", success=round(found["success"], 4), tasks=found["exam_tasks"])
     return json.loads(path.read_bytes())

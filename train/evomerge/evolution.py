@@ -18,6 +18,7 @@ from train.evomerge.pareto import fronts, ranked
 from train.search import Candidate, Measured
 
 TRIES = 8  # to make a child that is unlike all before it
+BEYOND = 1.5  # times the mean task vector; 1 is the average of the parents
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Evolution(ABC):
     @abstractmethod
     def bred(self, number: int) -> list[Genome]:
         """The genomes of generation `number`, from 1; all before it are told."""
+
+    def customary(self, operator: str) -> Genome:
+        """Where a search begins: all parents alike. Sums of task vectors go beyond the average, which is known."""
+        return self.space.genome(operator, scale=BEYOND if operator in ("task_arithmetic", "dare_linear") else 1.0)
 
     def parents(self) -> list[Genome]:
         """Each of the models alone."""
@@ -184,7 +189,7 @@ class Genetic(Evolution):
         settings, chance = self.settings, random.Random(f"{self.settings.seed}:{number}")
         wanted = settings.population
         if number == 1:
-            usual = [self.space.genome(name) for name in settings.operators]
+            usual = [self.customary(name) for name in settings.operators]
             fresh = [genome for genome in usual if genome.operator != "linear"][:wanted]  # their average is known
             return fresh + [self.varied(chance.choice(usual), chance) for _ in range(wanted - len(fresh))]
         survivors = self.survivors(number - 1)
@@ -228,7 +233,7 @@ class Cma(Evolution):
         )
         which = next(i for i, share in enumerate(shares) if number in share)
         operator, first = settings.operators[which], int(shares[which][0])
-        start = self.space.genome(operator)
+        start = self.customary(operator)
         used = self.space.used(operator)
         chance = np.random.default_rng((settings.seed, which))
         strategy: Any = cma.CMAEvolutionStrategy(

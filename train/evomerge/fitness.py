@@ -22,7 +22,7 @@ from train.data.packing import Batch
 from train.data.prepared import texts
 from train.data.sources import Document
 from train.evaluate.perplexity import held_out_batches, held_out_loss
-from train.evomerge.merging import Recipe, depth, family, filled, mean, merge, weights
+from train.evomerge.merging import Recipe, depth, family, filled, mean, merge, remembered
 from train.model.generate import generate
 from train.model.learner import Learner
 from train.model.tokenizer import END
@@ -79,19 +79,19 @@ def questions_of(documents: Sequence[Document], most: int) -> list[Document]:
 @lru_cache(maxsize=2)
 def ready(task: Task) -> Ready:
     """Models and texts of the task. Raises `Failed` for parents that do not fit together."""
-    learners = family([*task.parents, *([task.ancestor] if task.ancestor else [])])
-    states = [weights(learner) for learner in learners]
-    parents = states[: len(task.parents)]
-    scratch = copy.deepcopy(learners[0])
+    learner, found = family([*task.parents, *([task.ancestor] if task.ancestor else [])])
+    parents = [parent.weights for parent in found[: len(task.parents)]]
+    scratch = copy.deepcopy(learner)
     scratch.model.to(task.device)
+    scratch.replay = remembered(found[: len(parents)])
     documents = set_apart(texts(task.data).training, task.share)
     batches = held_out_batches(scratch, documents, task.tokens, min(task.context, scratch.context))
-    ancestor = states[-1] if task.ancestor else mean(parents)
+    ancestor = found[-1].weights if task.ancestor else mean(parents)
     return Ready(scratch, parents, ancestor, batches, questions_of(documents, task.questions))
 
 
 def built(task: Task, recipe: Recipe) -> Learner:
-    """The merge. It shares its weights with the next one that is built here."""
+    """The merge. The next one that is built here overwrites it."""
     here = ready(task)
     return filled(here.learner, merge(recipe, here.parents, here.ancestor))
 

@@ -1,20 +1,27 @@
 """From a recipe and the parents' folders to a model. All parents are held in memory."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from train.causes import Cause, Failed
+from train.data.sources import Document, read_documents
 from train.evomerge import operators
 from train.evomerge.genome import OPERATORS, Space, boundaries
 from train.evomerge.operators import State
-from train.model.learner import Learner, load
+from train.model.checkpoint import LATENTS
+from train.model.learner import REPLAY, Learner, load, ours
+from train.model.tokenizer import Tokenizer
 
 Recipe = Mapping[str, Any]  # see `train.evomerge.genome.Space.recipe`
 
@@ -31,21 +38,57 @@ class Unfilled(TorchFunctionMode):
 
 
 def opened(folder: Path) -> Learner:
-    """The model in the folder, whose file has all weights. Raises `Failed`."""
-    with Unfilled():
+    """The model in the folder. Raises `Failed`."""
+    # Of a folder of ours it is known that its file has all weights.
+    with Unfilled() if (folder / "config.json").exists() and ours(folder) else nullcontext():
         return load(folder)
 
 
-def family(folders: Sequence[Path]) -> list[Learner]:
-    """The models. Raises `Failed` unless they differ in nothing but their weights."""
-    learners = [opened(folder) for folder in folders]
-    first = {name: tensor.shape for name, tensor in weights(learners[0]).items()}
-    for folder, learner in zip(folders, learners, strict=True):
-        if {name: tensor.shape for name, tensor in weights(learner).items()} != first:
+@dataclass
+class Parent:
+    """A model as far as merging needs it. The weights of a folder of ours are its file's, mapped and not copied."""
+
+    weights: dict[str, Tensor]
+    tokenizer_digest: str
+    replay: list[Document]
+
+
+def parent(folder: Path) -> Parent:
+    """The model in the folder. Raises `Failed`."""
+    if not (folder / "config.json").exists() or not ours(folder) or (folder / LATENTS).exists():
+        return of(opened(folder))
+    try:
+        return Parent(load_file(folder / "model.safetensors"), digest(Tokenizer.load(folder)), replayed(folder))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise Failed(f"the model in {folder} cannot be loaded: {error}", Cause.BASE_MODEL) from error
+
+
+def of(learner: Learner) -> Parent:
+    """The learner as a parent."""
+    return Parent(weights(learner), learner.tokenizer_digest, learner.replay)
+
+
+def replayed(folder: Path) -> list[Document]:
+    """What the folder's model replays."""
+    return list(read_documents(folder / REPLAY)) if (folder / REPLAY).exists() else []
+
+
+def digest(tokenizer: Tokenizer) -> str:
+    """See `Learner.tokenizer_digest`."""
+    return hashlib.sha256(tokenizer.bpe.to_str().encode()).hexdigest()
+
+
+def family(folders: Sequence[Path]) -> tuple[Learner, list[Parent]]:
+    """The first model, and all of them as parents. Raises `Failed` unless they differ in nothing but their weights."""
+    learner = opened(folders[0])
+    parents = [of(learner), *(parent(folder) for folder in folders[1:])]
+    first = {name: tensor.shape for name, tensor in parents[0].weights.items()}
+    for folder, each in zip(folders, parents, strict=True):
+        if {name: tensor.shape for name, tensor in each.weights.items()} != first:
             raise Failed(f"the model in {folder} has another shape than the first parent", Cause.BASE_MODEL)
-        if learner.tokenizer_digest != learners[0].tokenizer_digest:
+        if each.tokenizer_digest != parents[0].tokenizer_digest:
             raise Failed(f"the model in {folder} has another tokenizer than the first parent", Cause.BASE_MODEL)
-    return learners
+    return learner, parents
 
 
 def weights(learner: Learner) -> dict[str, Tensor]:
@@ -108,7 +151,7 @@ def filled(learner: Learner, state: State) -> Learner:
     if count != depth(learner):
         learner = restacked(learner, count)
     for name, parameter in learner.model.named_parameters():
-        parameter.copy_(state[name])
+        parameter.data = state[name].to(parameter)  # its own memory, so nothing is copied once more
     return learner
 
 
@@ -155,16 +198,16 @@ def merged(folders: Sequence[Path], recipe: Recipe | str, ancestor: Path | None 
 
     Task vectors start from `ancestor`, or from the parents' mean. Raises `Failed` for unlike models.
     """
-    learners = family([*folders, *([ancestor] if ancestor else [])])
-    states = [weights(learner) for learner in learners]
+    learner, found = family([*folders, *([ancestor] if ancestor else [])])
+    states = [each.weights for each in found]
     parents = states[: len(folders)]
     if isinstance(recipe, str):
-        recipe = usual(recipe, len(folders), depth(learners[0]))
+        recipe = usual(recipe, len(folders), depth(learner))
     made = merge(recipe, parents, states[-1] if ancestor else mean(parents) if starts(recipe) else {})
-    learners[0].replay = remembered(learners[: len(folders)])
-    return filled(learners[0], made)
+    learner.replay = remembered(found[: len(folders)])
+    return filled(learner, made)
 
 
-def remembered(learners: Sequence[Learner]) -> list[Any]:
+def remembered(parents: Sequence[Parent]) -> list[Document]:
     """What any of the parents replays, each document once."""
-    return list({document.fingerprint: document for learner in learners for document in learner.replay}.values())
+    return list({document.fingerprint: document for each in parents for document in each.replay}.values())

@@ -14,7 +14,7 @@ from train.evaluate.perplexity import quality
 from train.evomerge.evolution import METHODS, Evolution, Settings, Trial, chosen
 from train.evomerge.fitness import Task, answered, built, evaluate, questions_of, ready
 from train.evomerge.genome import Space
-from train.evomerge.merging import depth, family, remembered
+from train.evomerge.merging import depth
 from train.loop import Progress
 from train.manifest import Checkpoints, folder_digest, write_durably
 from train.model.checkpoint import publish
@@ -48,9 +48,7 @@ def evolve(config: "EvomergeConfig", work: Work) -> dict[str, float]:
         raise Failed(f"no merge could be measured: {error}", Cause.NOT_FINITE) from error
     work.note("chosen", recipe=pick.recipe, **(pick.measured or {}))
     keep(work.folder / EVOLUTION, search, pick)
-    made = built(task, pick.recipe)
-    made.replay = remembered(family(task.parents))
-    publish(work.output, made.save)
+    publish(work.output, built(task, pick.recipe).save)
     return worth(work, task) | of_the_search(search, pick, seconds)
 
 
@@ -142,8 +140,8 @@ def worth(work: Work, task: Task) -> dict[str, float]:
         work.note("parent", number=number, held_out_loss=round(loss, 4), answers=round(answers, 4))
     return {
         "held_out_loss": merge[0], "held_out_loss_best_parent": best[0], "held_out_loss_average": average[0],
-        "held_out_loss_mean_parent": sum(loss for loss, _ in parents) / count, "answers": merge[1],
-        "answers_best_parent": best[1], "answers_average": average[1], "parents": float(count),
+        "held_out_loss_mean_parent": sum(loss for loss, _ in parents) / count, "answers_before": parents[0][1],
+        "answers": merge[1], "answers_best_parent": best[1], "answers_average": average[1], "parents": float(count),
     }  # fmt: skip
 
 

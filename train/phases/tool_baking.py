@@ -18,11 +18,13 @@ class ToolBakingConfig(TrainedConfig):
 
     persona: str = Field("", max_length=2000)  # the prompt's first part; the tools' short description follows it
     persona_examples: tuple[tuple[str, str], ...] = ()  # (questions with " | " between, answer) in the persona's manner
+    copying: float = Field(0.9, ge=0, le=1)  # a base that copies a smaller share of tokens right is drilled first
+    copying_steps: int = Field(250, ge=0)  # optimizer steps of that
     teacher_success: float = Field(0.5, ge=0, le=1)  # a prompted base whose calls succeed less often is taught first
     teacher_steps: int = Field(150, ge=0)  # optimizer steps of that, with the prompt in context
-    teacher_learning_rate: float = Field(2e-3, gt=0, le=1)
+    teacher_learning_rate: float = Field(3e-3, gt=0, le=1)  # of drills and teacher
     teacher_tasks: int = Field(2400, ge=1)  # questions for tools that it is taught with
-    drills: int = Field(6000, ge=0)  # lines that say something twice, to be taught copying with
+    text_weight: float = Field(0.2, gt=0, le=1)  # of a token of the run's texts, where one of a tool dialogue has 1
     trajectories: int = Field(600, ge=1)  # exchanges that are sampled from the prompted teacher for the baking
     temperature: float = Field(0.5, ge=0, le=2)  # that they are sampled at
     chats: float = Field(0.3, ge=0, lt=1)  # share of exchanges that need no tool
@@ -44,8 +46,8 @@ class ToolBaking(Phase[ToolBakingConfig]):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of teacher and baking."""
-        return self.config.teacher_steps + self.config.pursuits * self.config.max_steps
+        """Optimizer steps of drills, teacher and baking."""
+        return self.config.copying_steps + self.config.teacher_steps + self.config.pursuits * self.config.max_steps
 
     def run(self, work: Work) -> dict[str, float]:
         """See `train.baking.bake`."""

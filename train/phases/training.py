@@ -24,18 +24,18 @@ class TrainingConfig(TrainedConfig):
     )
     beginning: int = Field(4, ge=1)  # families below the band that are taught at a time
     round_steps: int = Field(30, ge=1)  # optimizer steps between two questionings of the model
-    asked: int = Field(16, ge=1)  # tasks of each family that the model is asked in a round
+    asked: int = Field(20, ge=1)  # tasks of each family that the model is asked in a round
     temperature: float = Field(0.0, ge=0, le=2)  # of its answers; 0 is greedy
-    thought_tokens: int = Field(32, ge=0)  # that a model which thinks has for a thought
+    thought_tokens: int = Field(40, ge=0)  # that a model which thinks has for a thought
     low: float = Field(0.55, ge=0, le=1)  # success below: easier
     high: float = Field(0.75, ge=0, le=1)  # success above: harder
-    window: int = Field(16, ge=1)  # answers at one difficulty before it moves
-    first_step: float = Field(1.0, gt=0, le=9)  # levels
-    tasks: float = Field(0.6, ge=0, le=1)  # share of a round's tokens that are tasks
+    window: int = Field(20, ge=1)  # answers at one difficulty before it moves
+    first_step: float = Field(0.5, gt=0, le=9)  # levels
+    tasks: float = Field(0.65, ge=0, le=1)  # share of a round's tokens that are tasks
     rehearsal: float = Field(0.25, ge=0, le=1)  # share of the tasks that are of any lower difficulty
     answers_only: bool = True  # questions are read, not learnt to say
     own_answers: bool = True  # right answers of the model's own are taught too where they are put differently
-    dreams: float = Field(0.05, ge=0, le=1)  # share of a round's tokens that are dreams, at most
+    dreams: float = Field(0.03, ge=0, le=1)  # share of a round's tokens that are dreams, at most
     dreams_drawn: int = Field(32, ge=1)  # a round
     dream_tokens: int = Field(64, ge=8)  # of each at most
     dream_temperature: float = Field(1.2, gt=0, le=3)
@@ -46,6 +46,7 @@ class TrainingConfig(TrainedConfig):
     exam_tasks: int = Field(8, ge=1)  # held-out tasks of every family and level, before and after
     standard_errors: float = Field(2.0, ge=0)  # by so many the success must have risen
     loss_tolerance: float = Field(0.05, ge=0)  # nats per token that held-out text may have become less likely
+    conversation_tolerance: float = Field(0.15, ge=0)  # the same, of the held-out conversations alone
 
     @field_validator("families")
     @classmethod
@@ -75,15 +76,21 @@ class Training(Phase[TrainingConfig]):
         return teach(self.config, work)
 
     def gate(self, before: Quality, after: Quality, metrics: dict[str, float]) -> Verdict:
-        """Success on held-out tasks must have risen beyond chance, and held-out text must not have been forgotten."""
-        rise, error = metrics["success"] - metrics["success_before"], metrics["success_standard_error"]
-        forgotten = after.loss - before.loss
-        passed = rise > self.config.standard_errors * error and forgotten <= self.config.loss_tolerance
+        """Success on held-out tasks must have risen beyond chance, and neither text nor conversations been forgotten.
+
+        Conversations are looked at by themselves: they are few of the tokens, and all of what a user sees.
+        """
+        config, rise = self.config, metrics["success"] - metrics["success_before"]
+        error = metrics["success_standard_error"]
+        talk = metrics["conversation_loss_before"], metrics["conversation_loss"]
+        learnt = rise > config.standard_errors * error
+        kept = after.loss - before.loss <= config.loss_tolerance and talk[1] - talk[0] <= config.conversation_tolerance
         return Verdict(
-            outcome=Outcome.PASS if passed else Outcome.KEEP,
+            outcome=Outcome.PASS if learnt and kept else Outcome.KEEP,
             reason=(
-                f"success on held-out tasks {metrics['success_before']:.1%} -> {metrics['success']:.1%} "
-                f"(standard error {error:.1%}), held-out loss {before.loss:.3f} -> {after.loss:.3f} nats per token "
-                f"(at most +{self.config.loss_tolerance:g})"
+                f"success on held-out tasks {metrics['success_before']:.1%} -> {metrics['success']:.1%} (standard "
+                f"error {error:.1%}), held-out loss {before.loss:.3f} -> {after.loss:.3f} nats per token (at most "
+                f"+{config.loss_tolerance:g}), of conversations {talk[0]:.3f} -> {talk[1]:.3f} (at most "
+                f"+{config.conversation_tolerance:g})"
             ),
         )

@@ -9,7 +9,7 @@ from train.data.packing import Batch
 from train.loop import autocast, to_tensors
 from train.model.generate import generate
 from train.model.learner import Learner
-from train.model.thoughts import spoken
+from train.model.thoughts import spoken, thinks
 from train.model.tokenizer import ASSISTANT, END, THINK, THOUGHT, Turn
 from train.quietstar.arithmetic import Question
 from train.quietstar.objective import Wanted, places
@@ -29,12 +29,16 @@ class Answered:
 
 
 def examined(learner: Learner, exam: Sequence[Question], thought_tokens: int) -> list[Answered]:
-    """Each question answered greedily; right is what says exactly what the key says. A thought takes tokens on top."""
+    """Each question answered greedily; right is what says exactly what the key says. A thought takes tokens on top.
+
+    A learner whose tokenizer does not think is kept from it.
+    """
     stop, found = [learner.tokenizer.ids[END]], []
+    banned = [] if thinks(learner) else [learner.tokenizer.ids[THINK]]
     for start in range(0, len(exam), AT_ONCE):
         some = exam[start : start + AT_ONCE]
         prompts = [learner.tokenizer.prompt((Turn("user", question.words),)) for question in some]
-        replies = generate(learner, prompts, ANSWER + thought_tokens, stop=stop)
+        replies = generate(learner, prompts, ANSWER + thought_tokens, stop=stop, banned=banned)
         for question, ids in zip(some, replies, strict=True):
             said = learner.tokenizer.decode(spoken(learner, ids)).strip()
             found.append(Answered(question, ids, said == question.sum.answer))

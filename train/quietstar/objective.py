@@ -2,9 +2,11 @@
 
 For thoughts j = 1 ... S at one position, with A true tokens after it:
     reward r_j = sum over n of log p(x_{p+n} | thought j),    advantage a_j = r_j - mean over j of r_j
-    loss = NLL(text) + NLL(mixed) + NLL(through the thought) - weight * mean of max(a_j, 0) * log p(thought j) / k
-Negative advantages are left out, as in arXiv:2403.09629. Two deviations: the reward is what the thought alone expects,
-not the mixture, and that is trained too, because a server that generates thoughts as tokens has no mixing head.
+    loss = NLL(text) + NLL(mixed) + NLL(through kept thoughts) - weight * mean of max(a_j, 0) * log p(thought j) / k
+Negative advantages are left out, as in arXiv:2403.09629. Two deviations, because a server that generates thoughts as
+tokens has no mixing head: the reward is what the thought alone expects, not the mixture, and after assistants' marks
+that is trained too, through the thoughts of positive advantage. (Through all of them it taught to answer whatever the
+thought had come to: 71 % right sums became 47 %.)
 """
 
 from dataclasses import dataclass
@@ -56,14 +58,18 @@ def places(tokens: Tensor, documents: Tensor, assistant: int, think: int, wanted
     return torch.cat((first, rest), dim=1).repeat_interleave(wanted.thoughts, dim=1)
 
 
-def of_thoughts(found: Considered, wanted: Wanted) -> tuple[Tensor, Tensor]:
-    """The loss of the thoughts, and the rewards (B, positions, thoughts) in nats."""
-    count = found.known.sum().clamp(min=1)
-    nll = -((found.mixed + found.thought) * found.known).sum() / count
+def of_thoughts(found: Considered, marks: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    """The loss of the thoughts, and their positive advantages (B, M), nats; `marks` (B, M): after assistants' marks."""
     reward = (found.thought * found.known).sum(-1).detach().unflatten(1, (-1, wanted.thoughts))
-    advantage = (reward - reward.mean(-1, keepdim=True)).clamp(min=0)
-    reinforce = -(advantage * found.said.unflatten(1, (-1, wanted.thoughts))).mean() / wanted.thought_tokens
-    return nll + wanted.weight * reinforce, reward
+    advantage = (reward - reward.mean(-1, keepdim=True)).clamp(min=0).flatten(1)
+    kept = found.known & (marks & (advantage > 0))[..., None]  # (B, M, A)
+    nll = mean(-found.mixed, found.known) + mean(-found.thought, kept)
+    return nll - wanted.weight * (advantage * found.said).mean() / wanted.thought_tokens, advantage
+
+
+def mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Of those that count; 0 of none."""
+    return (values * counted).sum() / counted.sum().clamp(min=1)
 
 
 def think_and_learn(
@@ -75,13 +81,12 @@ def think_and_learn(
     thoughts: Thoughts = thinker.ponder(tokens, documents, at, wanted.thought_tokens, wanted.temperature)
     logits, found = model(tokens, documents, thoughts, wanted.ahead)
     assert found is not None
-    loss, reward = of_thoughts(found, wanted)
+    marks = tokens.gather(1, at) == assistant
+    loss, advantage = of_thoughts(found, marks, wanted)
     known = found.known.sum(-1).clamp(min=1)
     gain = ((found.thought - found.plain) * found.known).sum(-1) / known  # (B, M)
-    marks = tokens.gather(1, at) == assistant
-    spread = (reward - reward.mean(-1, keepdim=True)).clamp(min=0)
     measured = (
         thoughts.lengths.float().mean(), gain[marks].mean(), gain[~marks].mean(), found.weight[found.known].mean(),
-        spread.mean(),
+        advantage.mean(),
     )  # fmt: skip
     return logits, loss, torch.stack([each.detach() for each in measured])

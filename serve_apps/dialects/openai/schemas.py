@@ -6,8 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import Invalid
 from serve_apps.chat.engine import Role, Sampling, Turn
+from serve_apps.dialects.openai.tools import Tool, ToolCall, offered
 
-ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[str, Role] = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+}  # fmt: skip
 TokenCount = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
@@ -21,16 +24,18 @@ class Part(BaseModel):
 class ChatMessage(BaseModel):
     """One message; its content is text, or parts that are all text."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] = ""
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = ""
+    tool_calls: list[ToolCall] | None = None
 
     def turn(self) -> Turn:
         """As the engine takes it. Raises `Invalid` for a part that is not text."""
-        if isinstance(self.content, str):
-            return Turn(ROLES[self.role], self.content)
+        calls = "".join(call.text for call in self.tool_calls or ()) if self.role == "assistant" else ""
+        if self.content is None or isinstance(self.content, str):
+            return Turn(ROLES[self.role], (self.content or "") + calls)
         if other := next((part.type for part in self.content if part.type != "text"), None):
             raise Invalid(f"content of type {other} is not supported: the models here read text", field="messages")
-        return Turn(ROLES[self.role], "".join(part.text for part in self.content))
+        return Turn(ROLES[self.role], "".join(part.text for part in self.content) + calls)
 
 
 class JsonSchema(BaseModel):
@@ -76,19 +81,23 @@ class CompletionRequest(BaseModel):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     n: int | None = None
-    tools: list[Any] | None = None
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto"] | None = None
     ignore_eos: bool = False
 
     def turns(self) -> list[Turn]:
         """The messages. Raises `Invalid`."""
-        return [message.turn() for message in self.messages]
+        return offered([message.turn() for message in self.messages], self.offers)
+
+    @property
+    def offers(self) -> list[Tool]:
+        """The tools that may be called."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     def sampling(self) -> Sampling:
         """The parameters. Raises `Invalid` for what this server does not do."""
         if self.n not in (None, 1):
             raise Invalid("n must be 1: one choice for each request", field="n")
-        if self.tools:
-            raise Invalid("tools are not supported by the models here", field="tools")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > 4 or not all(stop):
             raise Invalid("stop takes up to 4 strings, none of them empty", field="stop")

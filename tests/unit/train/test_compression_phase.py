@@ -8,9 +8,10 @@ from tiny_forge import TINY, forge
 from train.bitnet.linear import effective, is_ternary, ternary
 from train.compression.artifact import ARTIFACT, expand, read, tensors
 from train.compression.compress import REPORT
+from train.data.sources import Document, write_documents
 from train.manifest import folder_digest
 from train.model.checkpoint import publish
-from train.model.learner import load
+from train.model.learner import REPLAY, load
 from train.phases.phase import Outcome
 
 torch.set_num_threads(1)
@@ -129,9 +130,10 @@ def test_where_nothing_may_be_lost_the_model_is_kept_plain_or_nearly(made, tmp_p
 
 def test_a_size_can_be_asked_for(made, tmp_path):
     home, _ = made
-    ways = SMALL | {"codecs": ["gptq"], "measured": 0, "target_bits": 3.0, "base_models": [str(home / BASE)]}
+    ways = SMALL | {"codecs": ["gptq"], "measured": 0, "smallest": 40_000, "target_bits": 7.0}
+    ways |= {"base_models": [str(home / BASE)]}
     (outcome,) = forge(tmp_path, [("final_compression", ways)])
-    assert 2.5 < outcome.metrics["bits_per_weight"] < 3.1
+    assert 6.5 < outcome.metrics["bits_per_weight"] < 7.1
 
 
 def test_ternary_layers_stay_ternary_without_loss(made, tmp_path):
@@ -149,3 +151,30 @@ def test_ternary_layers_stay_ternary_without_loss(made, tmp_path):
     assert all(torch.equal(loaded[name], weight) for name, weight in wanted.items())
     assert not is_ternary(load(folder).model)  # as it is served: nothing there to train latent weights with
     assert outcome.metrics["bits_per_weight"] < 4
+
+
+def test_a_transformers_model_is_compressed_too(made, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    home, _ = made
+    base, target = tmp_path / "base", tmp_path / "target"
+    AutoTokenizer.from_pretrained(home / BASE).save_pretrained(base)
+    config = AutoConfig.for_model(
+        "qwen2", vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    with (base / REPLAY).open("wb") as file:
+        write_documents(file, [Document("thoughts", text=f"{i} and {i} are {2 * i}") for i in range(8)])
+    ways = SMALL | {"held_out_tokens": 256, "base_models": [str(base)]}
+    (outcome,) = forge(tmp_path, [("final_compression", ways)])
+    folder = tmp_path / "runs/task_tiny/0-final_compression/model"
+    codecs = {entry.name: entry.encoded.codec for entry in read(folder / ARTIFACT)}
+    assert codecs["model.embed_tokens.weight"] == codecs["lm_head.weight"] == "kquant"
+    assert codecs["model.layers.0.self_attn.q_proj.bias"] == "cast"  # vectors keep two bytes a number
+    assert outcome.metrics["bits_per_weight"] < 9
+    assert len(load(folder).replay) == 8  # measured on, and handed on
+    target.mkdir()
+    expand(folder, target)
+    assert torch.equal(logits(folder), logits(target))

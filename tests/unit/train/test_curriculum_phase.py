@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ SMALL = {
     "max_steps": 12, "round_steps": 4, "asked": 2, "window": 2, "exam_tasks": 1, "dreams_drawn": 4, "dream_tokens": 8,
     "dream_nats": 10.0, "dream_distinct": 0.1, "families": ["length", "capitals", "program"], "beginning": 2,
     "context_length": 64, "batch_size": 2, "held_out_tokens": 1024, "checkpoint_steps": 3, "checkpoint_seconds": 1000.0,
-    "loss_tolerance": 10.0,
 }  # fmt: skip
 
 
@@ -91,13 +91,17 @@ def test_a_break_changes_nothing(base, unbroken, tmp_path, where):
 
 
 def test_a_gain_passes_beyond_chance_and_where_nothing_is_forgotten():
-    phase = Training(TrainingConfig(standard_errors=2.0, loss_tolerance=0.05))
+    phase = Training(TrainingConfig(standard_errors=2.0, loss_tolerance=0.05, conversation_tolerance=0.2))
     text = Quality(loss=3.0, accuracy=0.4, bits_per_byte=1.5, tokens=1000)
     worse = text.model_copy(update={"loss": 3.1})
-    gain = {"success_before": 0.1, "success": 0.2, "success_standard_error": 0.02}
+    gain = {
+        "success_before": 0.1, "success": 0.2, "success_standard_error": 0.02, "conversation_loss_before": 1.0,
+        "conversation_loss": 1.1,
+    }  # fmt: skip
     assert phase.gate(text, text, gain).outcome == "pass"
     assert phase.gate(text, text, gain | {"success": 0.13}).outcome == "keep"
     assert phase.gate(text, worse, gain).outcome == "keep"
+    assert phase.gate(text, text, gain | {"conversation_loss": 1.3}).outcome == "keep"
     assert "10.0% -> 20.0%" in phase.gate(text, text, gain).reason
 
 
@@ -162,3 +166,18 @@ def test_a_ternary_model_is_asked_and_taught_and_stays_ternary(tmp_path, base):
     forge(tmp_path, [("bitnet", bitnet | base), ("training", SMALL | {"max_steps": 4})])
     taught = load(tmp_path / "runs" / "task_tiny" / "1-training" / "model").model
     assert any(isinstance(module, BitLinear) for module in taught.modules())
+
+
+def test_a_model_that_thinks_is_taught_with_thoughts_and_still_thinks(tmp_path, base):
+    thinker = load(Path(base["base_models"][0]))
+    thinker.tokenizer.thinks = True
+    (tmp_path / "thinker").mkdir()
+    thinker.save(tmp_path / "thinker")
+    small = SMALL | {"max_steps": 4, "families": ["plus", "length"], "base_models": [str(tmp_path / "thinker")]}
+    forge(tmp_path, [("training", small)])
+    made = tmp_path / "runs" / "task_tiny" / "0-training"
+    assert load(made / "model").tokenizer.thinks
+    first = Kept(made / "rounds").read(0)
+    assert first is not None
+    for question, answer in first.taught:
+        assert answer.startswith("<|think|>") and ("+" in answer.partition("<|thought|>")[0]) == ("+" in question)

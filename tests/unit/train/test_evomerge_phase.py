@@ -15,6 +15,7 @@ from train.data.prepared import texts
 from train.data.sources import Document
 from train.evaluate.quality import Quality
 from train.evomerge.fitness import evaluate, questions_of, set_apart
+from train.evomerge.merging import merged
 from train.evomerge.work import task_of
 from train.manifest import folder_digest
 from train.model.learner import load
@@ -130,11 +131,11 @@ def test_one_parent_is_not_enough(family: Path):
     work = work_of(family)
     work.siblings = ()
     with pytest.raises(Failed, match="at least two parents") as error:
-        Evomerge(EvomergeConfig()).run(work)
+        Evomerge(EvomergeConfig.model_validate({})).run(work)
     assert error.value.details["cause"] == Cause.BASE_MODEL
     work.siblings = (work.base,) if work.base else ()  # the same model again
     with pytest.raises(Failed, match="at least two parents"):
-        Evomerge(EvomergeConfig()).run(work)
+        Evomerge(EvomergeConfig.model_validate({})).run(work)
 
 
 def test_parents_of_unlike_shapes_are_refused(family: Path, tmp_path: Path):
@@ -145,7 +146,7 @@ def test_parents_of_unlike_shapes_are_refused(family: Path, tmp_path: Path):
     work = work_of(family)
     work.siblings = (tmp_path / "runs/task_tiny/0-cognate/model",)
     with pytest.raises(Failed, match="another shape"):
-        Evomerge(EvomergeConfig()).run(work)
+        Evomerge(EvomergeConfig.model_validate({})).run(work)
 
 
 def test_several_base_models_are_merged_by_a_run_of_this_phase_alone(family: Path, tmp_path: Path):
@@ -159,12 +160,12 @@ def test_several_base_models_are_merged_by_a_run_of_this_phase_alone(family: Pat
 def test_task_vectors_start_from_the_trunk_where_there_is_one(family: Path, tmp_path: Path):
     home = tmp_path / "home"
     shutil.copytree(family, home)
-    assert task_of(EvomergeConfig(), work_of(home)).ancestor is None
+    assert task_of(EvomergeConfig.model_validate({}), work_of(home)).ancestor is None
     folder = home / "runs/task_tiny/0-cognate"
     shutil.copytree(folder / "model", folder / "siblings/trunk")
-    assert task_of(EvomergeConfig(), work_of(home)).ancestor == folder / "siblings/trunk"
-    assert len(task_of(EvomergeConfig(), work_of(home)).parents) == 3
-    assert task_of(EvomergeConfig(ancestor="mean"), work_of(home)).ancestor is None
+    assert task_of(EvomergeConfig.model_validate({}), work_of(home)).ancestor == folder / "siblings/trunk"
+    assert len(task_of(EvomergeConfig.model_validate({}), work_of(home)).parents) == 3
+    assert task_of(EvomergeConfig.model_validate({"ancestor": "mean"}), work_of(home)).ancestor is None
 
 
 def test_the_fitness_text_is_none_of_the_judges(family: Path):
@@ -190,7 +191,7 @@ def test_the_gate_asks_for_the_best_parents_loss():
             "answers_average": 0.1,
         }  # fmt: skip
         quality = Quality(loss=after, accuracy=0.5, bits_per_byte=1.0, tokens=100)
-        return Evomerge(EvomergeConfig()).gate(quality, quality, metrics).outcome
+        return Evomerge(EvomergeConfig.model_validate({})).gate(quality, quality, metrics).outcome
 
     assert [verdict(loss) for loss in (1.9, 2.0, 2.01)] == [Outcome.PASS, Outcome.PASS, Outcome.KEEP]
 
@@ -199,3 +200,14 @@ def test_a_configuration_that_cannot_run_is_refused():
     for wrong in ({"operators": []}, {"objectives": ["error"]}, {"operators": ["average"]}, {"population": 1}):
         with pytest.raises(Invalid):
             catalogue.phase("evomerge", wrong)
+
+
+def test_what_the_parents_replay_is_replayed_by_the_merge(family: Path, tmp_path: Path):
+    folder, folders = family / "runs/task_tiny/0-cognate", []
+    for number, text in enumerate(("both", "both", "one")):
+        learner = load(folder / "siblings" / str(number % 2))
+        learner.replay = [Document("replay", text=text), Document("replay", text="both")]
+        folders.append(tmp_path / str(number))
+        folders[-1].mkdir()
+        learner.save(folders[-1])
+    assert sorted(document.text for document in merged(folders, "linear").replay) == ["both", "one"]

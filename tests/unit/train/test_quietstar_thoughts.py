@@ -120,19 +120,30 @@ def test_thinking_begins_where_something_follows(seed: int):
 def considered(thought: torch.Tensor, said: torch.Tensor) -> Considered:
     """One row of one position with its thoughts: likelihoods (S, A)."""
     known = torch.ones_like(thought, dtype=torch.bool)
-    return Considered(torch.zeros_like(thought), thought, thought, known, torch.zeros_like(thought), said)
+    return Considered(torch.zeros_like(thought), thought, thought.detach(), known, torch.zeros_like(thought), said)
 
 
 def test_only_thoughts_that_helped_more_than_others_are_reinforced():
     thought = torch.tensor([[[-1.0, -1.0, -1.0], [-2.0, -1.0, -1.0], [-6.0, -1.0, -1.0]]])
     said = torch.tensor([[-4.0, -5.0, -6.0]], requires_grad=True)
-    loss, reward = of_thoughts(considered(thought, said), WANTED)
+    loss, advantage = of_thoughts(considered(thought, said), torch.tensor([[True, True, True]]), WANTED)
     loss.backward()
-    assert reward.tolist() == [[[-3.0, -4.0, -8.0]]]
-    # Advantages over the mean, -5, are 2, 1 and -3; the mean over 3 thoughts of k = 4 tokens.
+    # Rewards are -3, -4 and -8, their mean -5; the mean over 3 thoughts of k = 4 tokens.
+    assert advantage.tolist() == [[2.0, 1.0, 0.0]]
     assert said.grad is not None
 
     torch.testing.assert_close(said.grad, torch.tensor([[-2 / 12, -1 / 12, 0.0]]))
+
+
+def test_text_is_learnt_through_kept_thoughts_of_an_assistant_alone():
+    thought = torch.tensor([[[-1.0, -1.0, -1.0], [-2.0, -1.0, -1.0], [-6.0, -1.0, -1.0]]], requires_grad=True)
+    found = considered(thought, torch.zeros(1, 3))
+    for marks, kept in (([True, True, True], [True, True, False]), ([False, False, False], [False] * 3)):
+        thought.grad = None
+        loss = of_thoughts(found, torch.tensor([marks]), WANTED)[0] + 0.0 * thought.sum()
+        loss.backward()
+        assert thought.grad is not None
+        assert (thought.grad[0, :, 0] < 0).tolist() == kept
 
 
 def test_reinforcing_learns_the_thought_that_tells():
@@ -143,7 +154,8 @@ def test_reinforcing_learns_the_thought_that_tells():
     for _ in range(60):
         drawn = torch.multinomial(logits.softmax(-1), 3, replacement=True)  # (S,)
         thought = torch.where(drawn == 6, -0.1, -3.0)[None, :, None]
-        loss, _ = of_thoughts(considered(thought, logits.log_softmax(-1)[drawn][None]), WANTED)
+        marks = torch.zeros(1, 3, dtype=torch.bool)
+        loss, _ = of_thoughts(considered(thought, logits.log_softmax(-1)[drawn][None]), marks, WANTED)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
