@@ -23,6 +23,7 @@ ROUNDS = 7
 WEIGHTS = (0.5, 0.3, 0.2)
 DENSITY = 0.5
 T = 0.4
+ROUNDING = 1e-6
 GOAL = 1.0  # merges per minute, disk to disk, of mergekit's
 
 
@@ -98,13 +99,17 @@ def in_memory(folders: list[Path]) -> Callable[[str], None]:
     return lambda operator: filled(scratch, merge(recipe(operator), parents, base)) and None
 
 
-def alike(one: Path, other: Path) -> float:
-    """The largest difference between any two weights of the two folders."""
+def alike(one: Path, other: Path) -> tuple[int, float]:
+    """How many weights of the two folders differ by more than rounding, and the largest difference of the others.
+
+    TIES may differ where several entries lie exactly at the threshold: ours keeps them all, mergekit some.
+    """
     from safetensors.torch import load_file
 
     a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    gaps = [(a[name] - b[name]).abs() for name in a]
+    return sum(int((gap > ROUNDING).sum()) for gap in gaps), max(float(gap[gap <= ROUNDING].max()) for gap in gaps)
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
@@ -118,7 +123,7 @@ def rounds(architecture: str, operator: str, folders: list[Path], here: Path) ->
     """One operator on one size of model; the first round warms up and checks that both made the same."""
     keeping = in_memory(folders)
     found: dict[str, list[tuple[float, float]]] = {"mergekit": [], "ours": [], "ours, in memory": []}
-    difference = 0.0
+    differing, rounding = 0, 0.0
     outs = {name: here / name for name in ("mergekit", "ours")}
     for number in range(ROUNDS + 1):
         took = {
@@ -130,10 +135,11 @@ def rounds(architecture: str, operator: str, folders: list[Path], here: Path) ->
             for name, pair in took.items():
                 found[name].append(pair)
         else:
-            difference = alike(outs["mergekit"], outs["ours"])
+            differing, rounding = alike(outs["mergekit"], outs["ours"])
         for out in outs.values():
             shutil.rmtree(out)
-    return {"model": architecture, "operator": operator, "largest difference": difference} | summed(found)
+    same = {"weights that differ": differing, "rounding": rounding}
+    return {"model": architecture, "operator": operator} | same | summed(found)
 
 
 def summed(found: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
@@ -172,7 +178,8 @@ def main() -> None:
 
 def show(result: dict[str, Any]) -> None:
     """One operator's lines."""
-    print(f"\n{result['model']} {result['operator']}: largest difference {result['largest difference']:.1e}")
+    differing, rounding = result["weights that differ"], result["rounding"]
+    print(f"\n{result['model']} {result['operator']}: {differing} weights differ, the others by {rounding:.1e} at most")
     for unit in ("minute", "CPU minute"):
         print(f"{f'merges per {unit}':<28}{'min':>10}{'median':>10}{'max':>10}")
         for name, values in result[f"merges per {unit}"].items():

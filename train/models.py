@@ -59,9 +59,7 @@ class Models:
         Raises `NotFound`, `ModelNotReady`, `TrainingFailed`.
         """
         model = await self.get(who, name)
-        refuse_failed(model)
-        if model.state is not ModelState.COMPLETED:
-            raise ModelNotReady(f"model {model.model_id} is {model.state}", model_id=model.model_id, status=model.state)
+        refuse_unready(model)
         return _tar(Path(model.path), model.model_id)
 
     async def delete(self, who: Principal, name: str) -> Model:
@@ -91,6 +89,13 @@ def refuse_failed(model: Model) -> None:
             f"the training of {model.model_id} is {model.state}{why}",
             model_id=model.model_id, status=model.state, cause=model.cause,
         )  # fmt: skip
+
+
+def refuse_unready(model: Model) -> None:
+    """Raises `TrainingFailed`, or `ModelNotReady` for a model that may still come."""
+    refuse_failed(model)
+    if model.state is not ModelState.COMPLETED:
+        raise ModelNotReady(f"model {model.model_id} is {model.state}", model_id=model.model_id, status=model.state)
 
 
 def sees(who: Principal, model: Model) -> bool:

@@ -17,7 +17,7 @@ from cluster.launcher import JobState, Launcher
 from cluster.settings import Settings
 from cluster.store import Page, Store
 from train.bases import is_local
-from train.models import Models
+from train.models import Models, refuse_unready
 from train.phases import catalogue
 from train.phases.phase import run_folder, stage_folder
 from train.registry import Registry
@@ -53,8 +53,10 @@ class Forge:
             named = [await self._base(who, name) for name in listed(bases)]
             wanted[0] = (wanted[0][0], wanted[0][1] | {"base_models": named})
         stages = catalogue.stages(wanted)
+        if any(is_local(name) for name in stages[0].config["datasets"]) and not who.is_admin:
+            raise Forbidden("only admins may name a file or folder as data set", field="datasets")
         if catalogue.entry(stages[0].phase).load().needs_base and not stages[0].config["base_models"]:
-            default = (await self.models.get(who, SEEDLING)).path
+            default = await self._base(who, SEEDLING)
             stages = catalogue.stages([(wanted[0][0], wanted[0][1] | {"base_models": [default]}), *wanted[1:]])
         recent = (await self.page(SYSTEM, RunState.COMPLETED, limit=RECENT)).items
         stages = tuple(s.model_copy(update={"expected_seconds": expected(s, recent)}) for s in stages)
@@ -70,12 +72,20 @@ class Forge:
         return run
 
     async def _base(self, who: Principal, name: str) -> str:
-        """A registry model's folder; a local folder only for admins, who may read the machine's disk anyway."""
-        if str(name).startswith("model_"):
-            return (await self.models.get(who, name)).path
-        if is_local(str(name)) and not who.is_admin:
-            raise Forbidden("only admins may name a folder as base model", field="base_models")
-        return name
+        """A registry model's folder; a local folder only for admins, who may read the machine's disk anyway.
+
+        A name with an owner before it is a hub's; any other is that of a model here. Raises `NotFound`,
+        `ModelNotReady`, `TrainingFailed`, `Forbidden`.
+        """
+        if is_local(name):
+            if not who.is_admin:
+                raise Forbidden("only admins may name a folder as base model", field="base_models")
+            return name
+        if "/" in name:
+            return name
+        model = await self.models.get(who, name)
+        refuse_unready(model)
+        return model.path
 
     async def _submit(self, run: Run) -> None:
         command = [sys.executable, "-m", "train.run", run.run_id, "--attempt", str(run.attempt)]

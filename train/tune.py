@@ -21,6 +21,7 @@ from train.reporting import RunLog, current
 from train.search import Evaluate, Search
 from train.trials import Children, TrialState
 
+FLAT = "measured/"
 METRIC = "fitness"  # Tune wants a name; what is good only the search knows
 NICENESS = 5
 SCRAP_OF_A_CPU = 0.01
@@ -49,7 +50,9 @@ class Asking(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the search, then whoever keeps its state."""
-        measured = None if error or result is None else result.get("measured")
+        # Tune hands a searcher its results flat: `measured/loss`.
+        flat = {} if error or result is None else result
+        measured = {k.removeprefix(FLAT): v for k, v in flat.items() if k.startswith(FLAT)} or None
         number, candidate = self.waiting.pop(trial_id)
         state = TrialState.FAILED if measured is None else TrialState.COMPLETED
         self.search.tell(candidate, measured)

@@ -14,6 +14,10 @@ class Refused(Exception):
     """The village answered with an error, or not at all; the message is for a person."""
 
 
+class Away(Refused):
+    """It could not answer just now: the same question may be answered in a while."""
+
+
 class Client:
     """Signs in as the admin of this home, or with VILLAGE_TOKEN, and calls."""
 
@@ -65,7 +69,7 @@ class Client:
         except httpx.HTTPError as error:
             raise Refused(f"no village answers at {self.settings.url} (`village up` starts one): {error}") from error
         if answer.is_error:
-            raise Refused(said(answer))
+            raise (Away if answer.status_code == 503 else Refused)(said(answer))
         content = answer.json()
         return content["data"] if isinstance(content, dict) and content.get("success") is True else content
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.cli.agent import DemoAgent
-from cluster.cli.client import Client, Refused
+from cluster.cli.client import Away, Client, Refused
 
 TASKS = 24
 NOTE = """# The Lantern Ferry
@@ -33,7 +33,11 @@ def watch_training(client: Client, run_id: str, console: Console) -> dict[str, A
     with bar(console) as progress:
         shown = progress.add_task("training", total=1.0, said="")
         while True:
-            state = client.get(f"/v1/models/train/{run_id}/status")
+            try:
+                state = client.get(f"/v1/models/train/{run_id}/status")
+            except Away:
+                pause.wait(2)  # the run goes on whoever watches it
+                continue
             loss = state["metrics"].get("loss")
             said = f"{state['current_phase']}, step {state['metrics'].get('current_step', 0)}"
             said += f", loss {loss:.3f}" if loss else ""

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from cluster.cli import tour as guided
 from cluster.cli.client import Client, Refused
@@ -56,11 +56,12 @@ def stages(run: dict[str, Any]) -> None:
 def runs(settings: Settings, told: Told) -> int:
     """The newest runs."""
     page = Client(settings).get(f"/v1/models/train?limit={told.limit}&status={told.status}")
-    table = Table("run", "model", "status", "phases", "progress", "error", box=None)
+    table = Table(Column("run", no_wrap=True), "status", "phase", "over", "progress", box=None)
     for run in page["runs"]:
-        phases = " ".join(stage["phase"] for stage in run["phases"])
-        share = f"{run['progress']['overall_progress']:.0%}"
-        table.add_row(run["task_id"], run["model_id"], run["status"], phases, share, run["error"])
+        progress = run["progress"]
+        over = f"{progress['phases_completed']} of {progress['total_phases']}"
+        share = f"{progress['overall_progress']:.0%}"
+        table.add_row(run["task_id"], run["status"], run["current_phase"], over, share)
     console.print(table)
     return 0
 
@@ -118,9 +119,9 @@ def phases(settings: Settings, told: Told) -> int:
             console.print(f"{name} = {json.dumps(field.get('default'))}")
         return 0
     for phase in found["phases"]:
-        console.print(f"{phase['name']:<18} {phase['what']} ({phase['paper']})")
+        console.print(f"{phase['name']:<18} {phase['what']} ({phase['paper']})", soft_wrap=True)
     for name, parts in found["pipelines"].items():
-        console.print(f"{name:<18} {' '.join(parts)}")
+        console.print(f"{name:<18} {' '.join(parts)}", soft_wrap=True)
     return 0
 
 

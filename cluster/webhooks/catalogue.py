@@ -35,6 +35,7 @@ EVENTS: dict[str, str] = {
     "job.retried": "training.retried",
     "job.completed": "training.completed",
     "job.failed": "training.failed",
+    "job.resumed": "training.resumed",
     "job.cancelled": "training.cancelled",
     "mission.created": "mission.created",
     "mission.approved": "mission.approved",

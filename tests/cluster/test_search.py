@@ -20,6 +20,29 @@ RATES = {"low": 1e-4, "high": 1e-2, "log": True}
 
 
 @pytest.mark.timeout(240)
+async def test_a_phase_that_searches_has_its_candidates_as_trials(store: Store, tmp_path: Path):
+    processes = Processes()
+    forge = Forge(store, processes, Settings(home=tmp_path, redis_url=store.url), utc_now, Models(store, utc_now))
+    family = TINY | {"max_steps": 24, "siblings": 3, "siblings_from": 0.5, "threads": 1}
+    merging = {"population": 4, "generations": 1, "fitness_tokens": 256, "fitness_questions": 2, "context_length": 64}
+    run = await forge.start(SYSTEM, [("cognate", family), ("evomerge", merging)])
+
+    async def over() -> bool:
+        return (await forge.get(SYSTEM, run.run_id)).state not in (RunState.PENDING, RunState.RUNNING)
+
+    try:
+        await eventually(over, within=200)
+    finally:
+        await processes.stop("all")
+    ended = await forge.get(SYSTEM, run.run_id)
+    assert (ended.state, ended.error) == (RunState.COMPLETED, "")
+    trials = (await forge.trials(SYSTEM, run.run_id)).items
+    assert len(trials) == ended.stages[1].metrics["merges"]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETED}
+    assert all(trial.metrics["loss"] > 0 for trial in trials)
+
+
+@pytest.mark.timeout(240)
 async def test_the_best_of_several_trials_is_kept_and_all_are_told(store: Store, tmp_path: Path):
     processes = Processes()
     forge = Forge(store, processes, Settings(home=tmp_path, redis_url=store.url), utc_now, Models(store, utc_now))

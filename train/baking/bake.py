@@ -14,9 +14,10 @@ follow a prompt by itself:
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,8 +45,11 @@ from train.tools import specifications, with_tools
 if TYPE_CHECKING:
     from train.phases.tool_baking import ToolBaking, ToolBakingConfig
 
-DRILLS = 20_000
+EXTRA = 3  # drills for every task, lest the teacher forget how to copy
+DRILL_TOKENS = 10  # that a drill takes, or a little more
 MEASURED_DRILLS = 300
+BESIDE_DRILLS = 0.25  # of the texts' usual part
+CHATS = ("dialogue", "capitals", "sums")  # of these the prompted teacher's own answers are baked
 MEASURED_SEED = 0  # every run is asked the same
 
 
@@ -91,10 +95,8 @@ class Baking:
     def drill(self) -> None:
         """Copying, before there is anything to copy."""
         config = self.config
-        none = dict.fromkeys((document.source for document in self.corpus.training), 0.0)
-        self.supervise(
-            "drills", 0, config.copying_steps, drills(self.learner, DRILLS, config.seed), none | {"replay": 0.0}
-        )
+        count = config.copying_steps * config.batch_size * config.context_length // DRILL_TOKENS
+        self.supervise("drills", 0, config.copying_steps, drills(self.learner, count, config.seed), BESIDE_DRILLS)
 
     def teach(self) -> None:
         """The first step: all weights, with the prompt in context; the run's texts without it stay as they are."""
@@ -102,16 +104,15 @@ class Baking:
         asked = tasks(config.teacher_tasks, config.seed, held_out=False)
         shows = [each for turns in self.exchanges(asked, config.seed) for each in conversation(
             learner, turns, student=self.prompt, teacher=self.prompt)]  # fmt: skip
-        shows += lines(learner, asked, config.seed)
-        self.supervise("teacher", config.copying_steps, config.teacher_steps, shows, config.mix)
+        shows += lines(learner, asked, config.seed) + drills(learner, EXTRA * config.teacher_tasks, config.seed + 1)
+        self.supervise("teacher", config.copying_steps, config.teacher_steps, shows)
 
-    def supervise(self, name: str, begins: int, steps: int, lessons: list[Lesson], mix: dict[str, float]) -> None:
-        """Next tokens of the lessons, and of the run's texts."""
+    def supervise(self, name: str, begins: int, steps: int, lessons: list[Lesson], texts: float = 1.0) -> None:
+        """Next tokens of the lessons, and of the run's texts `texts` times as often as they are mixed in elsewhere."""
         config = self.config
-        settings = config.model_copy(
-            update={"max_steps": steps, "learning_rate": config.teacher_learning_rate, "mix": mix}
-        )
-        book = self.book(lessons, self.corpus.training, config.text_weight)
+        rate, mix = config.teacher_learning_rate, {name: texts * config.mix.get(name, 1.0) for name in self.texts}
+        settings = config.model_copy(update={"max_steps": steps, "learning_rate": rate, "mix": mix})
+        book = self.book(lessons)
         self.train(begins, settings, book, supervised(book, config.precision, self.work.device), name)
 
     def pursue(self, number: int) -> tuple[Progress, dict[str, float]]:
@@ -122,11 +123,8 @@ class Baking:
         torch.manual_seed(config.seed + number)
         lowrank.add(learner.model, config.rank, config.alpha)
         both = {"student": "", "teacher": self.prompt}
-        book = self.book(
-            [each for document in sampled for each in conversation(learner, document.turns, **both)],
-            [document for document in self.corpus.training if document.source not in ("dialogue", "capitals", "sums")],
-            config.text_weight,
-        )
+        shows = [each for document in sampled for each in conversation(learner, document.turns, **both)]
+        book = self.book(shows, besides=CHATS)
         compared = [each for document in replies for each in conversation(learner, document.turns, **both)]
 
         def near(when: str) -> dict[str, float]:
@@ -162,13 +160,19 @@ class Baking:
             objective=objective, name=name,
         )  # fmt: skip
 
-    def book(self, lessons: list[Lesson], texts: Sequence[Document], weight: float) -> Book:
-        """The lessons under the name tools; the texts and what earlier phases want kept, of that weight."""
-        context = self.config.context_length
-        found = {"tools": fitting(lessons, context)}
-        for document in (*texts, *(replace(each, source="replay") for each in self.learner.replay)):
-            found.setdefault(document.source, []).extend(plain(self.learner, document, context, weight))
-        return Book(found)
+    def book(self, lessons: list[Lesson], besides: tuple[str, ...] = ()) -> Book:
+        """The lessons, as source tools, and beside them the texts of all other sources but `besides`."""
+        texts = {source: some for source, some in self.texts.items() if source not in besides}
+        return Book(texts | {"tools": fitting(lessons, self.config.context_length)})
+
+    @cached_property
+    def texts(self) -> dict[str, list[Lesson]]:
+        """The run's texts and what earlier phases want kept, by source."""
+        config, found = self.config, dict[str, list[Lesson]]()
+        for document in (*self.corpus.training, *(replace(each, source="replay") for each in self.learner.replay)):
+            some = plain(self.learner, document, config.context_length, config.text_weight)
+            found.setdefault(document.source, []).extend(some)
+        return found
 
     def exchanges(self, some: list[Task], seed: int) -> list[Any]:
         """Conversations that show the tasks, with questions between them that need no tool."""
@@ -215,10 +219,9 @@ class Baking:
     def tools(self, name: str, prompt: str = "") -> dict[str, float]:
         """Rates over the held-out tasks, under the metrics' names."""
         rates: Rates = tool_rates(self.learner, self.asked, prompt, self.config.max_tokens)
-        found = {
-            f"tool_call_{name}": rates.call, f"tool_choice_{name}": rates.tool,
-            f"tool_arguments_{name}": rates.arguments, f"tool_success_{name}": rates.success, f"tool_success_error_{name}": rates.error,
-        }  # fmt: skip
+        shares = {"call": rates.call, "choice": rates.tool, "arguments": rates.arguments, "success": rates.success,
+                  "success_error": rates.error}  # fmt: skip
+        found = {f"tool_{what}_{name}": share for what, share in shares.items()}
         self.work.note("tools", **{key: round(value, 3) for key, value in found.items()})
         return found
 

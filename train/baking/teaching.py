@@ -1,7 +1,7 @@
 """The documents of tool baking: dialogues that show tools under the prompt, and what must stay as it is."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -71,35 +71,41 @@ def drills(learner: Learner, count: int, seed: int) -> list[Lesson]:
     """A few different tokens, a colon, and the same again; the second time counts.
 
     Calls are copied from questions and answers from tools. A small model has no heads for that (Olsson and others,
-    arXiv:2209.11895, call them induction heads). Where every other token is a copy and nothing else helps, it finds them.
+    arXiv:2209.11895, call them induction heads). Where every other token is a copy and nothing else
+    helps, it finds them.
     """
     chance, tokenizer = random.Random(seed), learner.tokenizer
     special = {number for token, number in tokenizer.ids.items() if token in SPECIAL}
     kept = [number for number in range(tokenizer.vocab_size) if number not in special]
     some = (chance.sample(kept, chance.randint(1, MOST_COPIED)) for _ in range(count))
-    return [_line(learner, tokens, tokens) for tokens in some]
+    line = liner(learner)
+    return [line(tokens, tokens) for tokens in some]
 
 
 def lines(learner: Learner, some: Sequence[Task], seed: int) -> list[Lesson]:
-    """`Compute 34 + 58. : 34 + 58`, `Compute 34 + 58. 92 : 34 + 58 = 92`: what is to be copied of each task, and no more.
+    """`Compute 34 + 58. : 34 + 58`, `Compute 34 + 58. 92 : 34 + 58 = 92`: what is to be copied of each task.
 
     Half of the countries are unheard of, since a known one may be guessed.
     """
-    chance, found = random.Random(seed), list[Lesson]()
+    chance, found, marked, line = random.Random(seed), list[Lesson](), learner.tokenizer.marked, liner(learner)
     for task in some:
         question, said = task.question, " ".join(map(str, task.call.arguments.values()))
         if task.call.name == "capital" and chance.random() < 0.5:
             said, known = some_word(chance).capitalize(), said
             question = question.replace(known, said)
         else:
-            found.append(_line(learner, *(learner.tokenizer.marked(f" {text}") for text in (
-                f"{question} {task.result}", task.answer))))  # fmt: skip
-        found.append(_line(learner, *(learner.tokenizer.marked(f" {text}") for text in (question, said))))
+            found.append(line(marked(f" {question} {task.result}"), marked(f" {task.answer}")))
+        found.append(line(marked(f" {question}"), marked(f" {said}")))
     return found
 
 
-def _line(learner: Learner, tokens: list[int], again: list[int]) -> Lesson:
-    *first, end = learner.tokenizer.text("")
-    first = [*first, *tokens, *learner.tokenizer.marked(" :")]
-    ids = np.array([*first, *again, end], dtype=np.int32)
-    return Lesson(ids, ids, np.arange(len(first) - 1, len(ids) - 1))
+def liner(learner: Learner) -> Callable[[list[int], list[int]], Lesson]:
+    """What makes a line of two lists of ids: a text of which the second counts."""
+    *begin, end = learner.tokenizer.text("")
+    colon = learner.tokenizer.marked(" :")
+
+    def line(tokens: list[int], again: list[int]) -> Lesson:
+        ids = np.array([*begin, *tokens, *colon, *again, end], dtype=np.int32)
+        return Lesson(ids, ids, np.arange(len(ids) - len(again) - 2, len(ids) - 1))
+
+    return line

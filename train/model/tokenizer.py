@@ -74,7 +74,8 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer that `save` wrote."""
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        path = folder / "tokenizer_config.json"  # a farm's task brings none
+        settings = json.loads(path.read_text()) if path.exists() else {}
         return cls(cls.read(folder / "tokenizer.json"), bool(settings.get(THINKS)))
 
     @staticmethod

@@ -18,11 +18,14 @@ class QuietstarConfig(TrainedConfig):
     thought_tokens: int = Field(16, ge=1, le=512)  # of a thought at most, without its marks
     ahead: int = Field(12, ge=1, le=256)  # true tokens after a thought that its reward is counted over
     thoughts: int = Field(4, ge=2, le=64)  # drawn at each position; a reward is measured against their mean
-    positions: int = Field(8, ge=1, le=1024)  # of a row that are thought at, at each step
+    positions: int = Field(8, ge=1, le=1024)  # that are thought at, at each step
+    thinking_context: int = Field(256, ge=64, le=8192)  # tokens of the row that is thought about at each step
+    thinking_mix: dict[str, float] = {}  # how often its epochs take each source's documents, beside sums (arithmetic)
     anywhere: float = Field(0.25, ge=0, le=1)  # share of them that is not kept for assistants' marks
     temperature: float = Field(1.0, gt=0, le=2)  # that thoughts are drawn at
     reinforce_from: float = Field(0.7, ge=0, le=1)  # share of the steps before the first thought of its own; 1: never
-    reinforce_weight: float = Field(1.0, ge=0)  # of REINFORCE beside the likelihoods
+    reinforce_weight: float = Field(1.0, ge=0)  # of REINFORCE beside the mixture's likelihood
+    thinking_weight: float = Field(0.1, ge=0)  # of both beside the text's likelihood
     scratchpads: int = Field(4000, ge=0)  # documents with a written thought to begin with; 0: REINFORCE alone
     largest_operand: int = Field(49, ge=10, le=999)  # of the sums that scratchpads are written for
     exam_questions: int = Field(200, ge=10)  # of each kind, before and after
@@ -42,11 +45,11 @@ class Quietstar(Phase[QuietstarConfig]):
         return self.config.max_steps
 
     def check(self) -> None:
-        """A row must have room for its positions, and the context for a thought."""
+        """A row must have room for its positions and a thought."""
         config = self.config
-        if config.positions * 4 > config.context_length:
+        if config.positions * 4 > config.thinking_context:
             raise Invalid("a row has no room for so many positions", field="positions", value=config.positions)
-        if 4 * (config.thought_tokens + config.ahead + 2) > config.context_length:
+        if 2 * (config.thought_tokens + config.ahead + 2) > config.thinking_context:
             raise Invalid("thoughts are too long for the context", field="thought_tokens", value=config.thought_tokens)
 
     def run(self, work: Work) -> dict[str, float]:

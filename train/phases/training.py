@@ -26,7 +26,7 @@ class TrainingConfig(TrainedConfig):
     round_steps: int = Field(30, ge=1)  # optimizer steps between two questionings of the model
     asked: int = Field(20, ge=1)  # tasks of each family that the model is asked in a round
     temperature: float = Field(0.0, ge=0, le=2)  # of its answers; 0 is greedy
-    thought_tokens: int = Field(40, ge=0)  # that a model which thinks has for a thought
+    thought_tokens: int = Field(24, ge=0)  # that a model which thinks has for a thought
     low: float = Field(0.55, ge=0, le=1)  # success below: easier
     high: float = Field(0.75, ge=0, le=1)  # success above: harder
     window: int = Field(20, ge=1)  # answers at one difficulty before it moves

@@ -24,6 +24,16 @@ class Thoughts:
 
 
 @dataclass(frozen=True)
+class Pondered:
+    """Rows `tokens` and `documents` (B, T) with thoughts, each of which has `ahead` true tokens to tell."""
+
+    tokens: Tensor
+    documents: Tensor
+    thoughts: Thoughts
+    ahead: int
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Rows with their blocks behind them: N = T + M * C columns."""
 
@@ -34,8 +44,9 @@ class Blocks:
     known: Tensor  # (B, M, A) which of them there are in its document
 
 
-def arrange(tokens: Tensor, documents: Tensor, thoughts: Thoughts, think: int, thought: int, ahead: int) -> Blocks:
-    """`tokens` and `documents` are (B, T); `think` and `thought` are the marks' ids."""
+def arrange(given: Pondered, think: int, thought: int) -> Blocks:
+    """The rows with their thoughts; `think` and `thought` are the marks' ids."""
+    tokens, documents, thoughts, ahead = given.tokens, given.documents, given.thoughts, given.ahead
     rows, length = tokens.shape
     at, ids, lengths = thoughts.at, thoughts.ids, thoughts.lengths
     count, room = ids.shape[1:]

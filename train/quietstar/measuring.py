@@ -12,7 +12,7 @@ from train.model.learner import Learner
 from train.model.thoughts import spoken, thinks
 from train.model.tokenizer import ASSISTANT, END, THINK, THOUGHT, Turn
 from train.quietstar.arithmetic import Question
-from train.quietstar.objective import Wanted, places
+from train.quietstar.objective import Wanted, pondered
 from train.quietstar.thinker import Thinker, likelihood
 
 ANSWER = 24  # tokens that an answer may take
@@ -100,10 +100,7 @@ def future(
     for each in batches:
         tokens, _, documents = to_tensors(each, device)
         with autocast(precision, device):
-            at = places(tokens, documents, ids[ASSISTANT], ids[THINK], once, tokens.shape[1] - once.block - 1)
-            thoughts = thinker.ponder(tokens, documents, at, once.thought_tokens, once.temperature)
-            _, found = thinker(tokens, documents, thoughts, once.ahead)
-        assert found is not None
+            found = thinker.consider(pondered(thinker, tokens, documents, ids[ASSISTANT], once))
         totals += torch.stack([-(part * found.known).sum().cpu() for part in (found.plain, found.mixed, found.thought)])
         weight += float((found.weight * found.known).sum())
         count += int(found.known.sum())

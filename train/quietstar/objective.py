@@ -2,11 +2,10 @@
 
 For thoughts j = 1 ... S at one position, with A true tokens after it:
     reward r_j = sum over n of log p(x_{p+n} | thought j),    advantage a_j = r_j - mean over j of r_j
-    loss = NLL(text) + NLL(mixed) + NLL(through kept thoughts) - weight * mean of max(a_j, 0) * log p(thought j) / k
-Negative advantages are left out, as in arXiv:2403.09629. Two deviations, because a server that generates thoughts as
-tokens has no mixing head: the reward is what the thought alone expects, not the mixture, and after assistants' marks
-that is trained too, through the thoughts of positive advantage. (Through all of them it taught to answer whatever the
-thought had come to: 71 % right sums became 47 %.)
+    loss = NLL(text) + v * (NLL(mixed) - u * mean of max(a_j, 0) * log p(thought j) / k)
+Negative advantages are left out, as in arXiv:2403.09629. Two deviations. The reward is what the thought alone expects,
+not the mixture, because a server that generates thoughts as tokens has no mixing head. And v is far below 1: two dozen
+thoughts a step are noise beside a row of text.
 """
 
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train.loop import bare
-from train.quietstar.blocks import Thoughts
+from train.quietstar.blocks import Pondered
 from train.quietstar.thinker import Considered, Thinker
 
 # The columns of `Thinker.curve`: nats per token that thoughts gained after assistants' marks and elsewhere (none: nan),
@@ -33,7 +31,8 @@ class Wanted:
     ahead: int
     anywhere: float
     temperature: float
-    weight: float  # of REINFORCE
+    reinforce: float  # u
+    weight: float  # v
 
     @property
     def block(self) -> int:
@@ -58,35 +57,31 @@ def places(tokens: Tensor, documents: Tensor, assistant: int, think: int, wanted
     return torch.cat((first, rest), dim=1).repeat_interleave(wanted.thoughts, dim=1)
 
 
-def of_thoughts(found: Considered, marks: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
-    """The loss of the thoughts, and their positive advantages (B, M), nats; `marks` (B, M): after assistants' marks."""
+def of_thoughts(found: Considered, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    """The loss of the thoughts, and their positive advantages (B, M) in nats."""
+    nll = -(found.mixed * found.known).sum() / found.known.sum().clamp(min=1)
     reward = (found.thought * found.known).sum(-1).detach().unflatten(1, (-1, wanted.thoughts))
     advantage = (reward - reward.mean(-1, keepdim=True)).clamp(min=0).flatten(1)
-    kept = found.known & (marks & (advantage > 0))[..., None]  # (B, M, A)
-    nll = mean(-found.mixed, found.known) + mean(-found.thought, kept)
-    return nll - wanted.weight * (advantage * found.said).mean() / wanted.thought_tokens, advantage
+    reinforce = -(advantage * found.said).mean() / wanted.thought_tokens
+    return wanted.weight * (nll + wanted.reinforce * reinforce), advantage
 
 
-def mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Of those that count; 0 of none."""
-    return (values * counted).sum() / counted.sum().clamp(min=1)
-
-
-def think_and_learn(
-    model: torch.nn.Module, tokens: Tensor, documents: Tensor, assistant: int, wanted: Wanted, last: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T) rows -> their logits, the thoughts' loss, and this step's `MEASURES`."""
-    thinker: Thinker = bare(model)
+def pondered(thinker: Thinker, tokens: Tensor, documents: Tensor, assistant: int, wanted: Wanted) -> Pondered:
+    """Rows (B, T) with thoughts drawn at random places of theirs."""
+    last = tokens.shape[1] - wanted.block - 1
     at = places(tokens, documents, assistant, thinker.think, wanted, last)
-    thoughts: Thoughts = thinker.ponder(tokens, documents, at, wanted.thought_tokens, wanted.temperature)
-    logits, found = model(tokens, documents, thoughts, wanted.ahead)
-    assert found is not None
-    marks = tokens.gather(1, at) == assistant
-    loss, advantage = of_thoughts(found, marks, wanted)
+    thoughts = thinker.ponder(tokens, documents, at, wanted.thought_tokens, wanted.temperature)
+    return Pondered(tokens, documents, thoughts, wanted.ahead)
+
+
+def learnt(found: Considered, given: Pondered, assistant: int, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    """The thoughts' loss, and this step's `MEASURES`."""
+    loss, advantage = of_thoughts(found, wanted)
+    marks = given.tokens.gather(1, given.thoughts.at) == assistant
     known = found.known.sum(-1).clamp(min=1)
     gain = ((found.thought - found.plain) * found.known).sum(-1) / known  # (B, M)
     measured = (
-        thoughts.lengths.float().mean(), gain[marks].mean(), gain[~marks].mean(), found.weight[found.known].mean(),
-        advantage.mean(),
+        given.thoughts.lengths.float().mean(), gain[marks].mean(), gain[~marks].mean(),
+        found.weight[found.known].mean(), advantage.mean(),
     )  # fmt: skip
-    return logits, loss, torch.stack([each.detach() for each in measured])
+    return loss, torch.stack([each.detach() for each in measured])

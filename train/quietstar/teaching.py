@@ -31,7 +31,7 @@ from train.model.thoughts import thinking
 from train.model.tokenizer import ASSISTANT, SPECIAL, THINK, THOUGHT, Tokenizer, Turn
 from train.phases.phase import Work
 from train.quietstar import arithmetic, measuring
-from train.quietstar.objective import MEASURES, Wanted, think_and_learn
+from train.quietstar.objective import MEASURES, Wanted, learnt, pondered
 from train.quietstar.thinker import Thinker
 from train.resumable import measured, train
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from train.phases.quietstar import QuietstarConfig
 
 DASHES = ("—", "--", "-")  # the paper begins the marks' embeddings as the em dash's
+PRACTISED = 2000  # sums without scratchpads that are thought about
 WINDOW = 10  # steps that a point of the told curve is the mean of
 
 
@@ -55,13 +56,20 @@ def teach(config: "QuietstarConfig", work: Work) -> dict[str, float]:
     before = measuring.accuracy(learner, exams, config.thought_tokens)
     wanted, thinker = wanted_of(config), thinker_of(learner, config).to(work.device)
     documents = [*corpus.training, *learner.replay, *lessons(config, school, corpus.training)]
+    part = (work.rank, work.world)
     batches = Batches(
-        by_source(learner, tuple(documents)), config.mix, context=config.context_length, size=config.batch_size,
-        pad=learner.pad, seed=config.seed, part=(work.rank, work.world),
+        by_source(learner, documents), config.mix, context=config.context_length, size=config.batch_size,
+        pad=learner.pad, seed=config.seed, part=part,
+    )  # fmt: skip
+    matter = [*corpus.training, *school.practice(PRACTISED, config.seed, thoughtful=False)]
+    thinking = Batches(
+        by_source(learner, matter), config.thinking_mix, context=min(config.thinking_context, learner.context),
+        size=part[1], pad=learner.pad, seed=config.seed, part=part,
     )  # fmt: skip
     rows = held_out_batches(learner, corpus.held_out, config.held_out_tokens, config.context_length)
     progress = train(
-        telling(work, thinker), config, thinker, batches, objective=Objective(config, wanted, learner, work.device),
+        telling(work, thinker), config, thinker, batches,
+        objective=Objective(config, wanted, learner, thinking, work.device),
         evaluate=lambda model: held_out_loss(bare(model).model, rows, config.precision, work.device),
     )  # fmt: skip
     if work.rank != 0:
@@ -83,34 +91,45 @@ def teach(config: "QuietstarConfig", work: Work) -> dict[str, float]:
 
 
 class Objective:
-    """`train.loop.Objective`: the text's next tokens, and from `config.reinforce_from` on thoughts as well."""
+    """`train.loop.Objective`: next tokens; from `config.reinforce_from` on, thoughts in rows of their own as well.
 
-    def __init__(self, config: "QuietstarConfig", wanted: Wanted, learner: Learner, device: torch.device) -> None:
-        self.config, self.wanted, self.device = config, wanted, device
+    Those rows follow from the step's number, so that a run that is taken up again has the same.
+    """
+
+    def __init__(
+        self, config: "QuietstarConfig", wanted: Wanted, learner: Learner, rows: Batches, device: torch.device
+    ) -> None:
+        self.config, self.wanted, self.rows, self.device = config, wanted, rows, device
         self.assistant = learner.tokenizer.ids[ASSISTANT]
-        self.last = min(config.context_length, learner.context - wanted.block) - 1  # a position that a thought fits at
         self.begin = round(config.reinforce_from * config.max_steps)
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         """Nats per target token, the thoughts' loss on top."""
         tokens, targets, documents = to_tensors(batch, self.device)
+        thinker: Thinker = bare(model)
+        given, thoughts = None, torch.zeros((), device=self.device)
         with autocast(self.config.precision, self.device):
-            if step < self.begin:
-                logits, thoughts = model(tokens, documents)[0], 0.0
-            else:
-                logits, thoughts, measures = think_and_learn(
-                    model, tokens, documents, self.assistant, self.wanted, self.last
-                )
-                bare(model).curve[step] = measures
+            if step >= self.begin:
+                thinking, _, of = to_tensors(self.row(step - self.begin), self.device)
+                given = pondered(thinker, thinking, of, self.assistant, self.wanted)
+            logits, found = model(tokens, documents, given)
+            if given is not None and found is not None:
+                thoughts, thinker.curve[step] = learnt(found, given, self.assistant, self.wanted)
         text = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         return text + thoughts
+
+    def row(self, step: int) -> Batch:
+        """What to think about at that step of thinking: another row for each worker."""
+        rank, world = self.rows.part
+        rows = self.rows.epoch(0)
+        return self.rows.made([rows[(step * world + rank) % len(rows)]])
 
 
 def wanted_of(config: "QuietstarConfig") -> Wanted:
     """How to think, as the configuration says."""
     return Wanted(
         config.positions, config.thoughts, config.thought_tokens, config.ahead, config.anywhere, config.temperature,
-        config.reinforce_weight,
+        config.reinforce_weight, config.thinking_weight,
     )  # fmt: skip
 
 
@@ -128,13 +147,12 @@ def thinker_of(learner: Learner, config: "QuietstarConfig") -> Thinker:
 
 
 def lessons(config: "QuietstarConfig", school: arithmetic.School, training: Sequence[Document]) -> list[Document]:
-    """Sums with and without scratchpads, and other conversations with a thought that is empty."""
+    """Sums with scratchpads, and other conversations with a thought that is empty."""
     if not config.scratchpads:
         return []
     quiet = unthinking(training, config.scratchpads // 8, config.seed)
     return [
         *school.practice(config.scratchpads, config.seed, thoughtful=True),
-        *school.practice(config.scratchpads // 2, config.seed, thoughtful=False),
         *(replace(document, source="scratchpads") for document in quiet),
     ]  # fmt: skip
 

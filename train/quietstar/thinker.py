@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from train.model.generate import draw
 from train.model.llama import Llama, Past, same_document
-from train.quietstar.blocks import Thoughts, arrange, seen_from
+from train.quietstar.blocks import Pondered, Thoughts, arrange, seen_from
 
 SHY = -3.0  # the mixing head's first bias: a thought begins with 5 % of the say
 
@@ -63,30 +63,33 @@ class Thinker(nn.Module):
         self.register_buffer("curve", torch.full((steps, measures), torch.nan))
 
     def forward(
-        self, tokens: Tensor, documents: Tensor, thoughts: Thoughts | None = None, ahead: int = 0
+        self, tokens: Tensor, documents: Tensor, pondered: Pondered | None = None
     ) -> tuple[Tensor, Considered | None]:
-        """(B, T) -> the row's logits (B, T, V), and what `thoughts` do to the `ahead` tokens after each."""
-        if thoughts is None:
-            hidden = self.model.hidden(tokens, same_document(documents))
-            # Data parallel workers exchange gradients of all parameters at every step.
-            unused = 0.0 * self.head(hidden[:, :1], hidden[:, :1]).sum()
-            return self.model.lm_head(hidden) + unused, None
-        length, count = tokens.shape[1], thoughts.ids.shape[1]
-        blocks = arrange(tokens, documents, thoughts, self.think, self.thought, ahead)
+        """(B, T) -> the text's logits (B, T, V), and what the thoughts of other rows do.
+
+        Both at once, because data parallel workers exchange gradients of all parameters at every pass.
+        """
+        hidden = self.model.hidden(tokens, same_document(documents))
+        logits = self.model.lm_head(hidden)
+        if pondered is not None:
+            return logits, self.consider(pondered)
+        return logits + 0.0 * self.head(hidden[:, :1], hidden[:, :1]).sum(), None
+
+    def consider(self, given: Pondered) -> Considered:
+        """What the thoughts do to the tokens after them."""
+        length, count = given.tokens.shape[1], given.thoughts.ids.shape[1]
+        blocks = arrange(given, self.think, self.thought)
         hidden = self.model.hidden(blocks.tokens, blocks.mask, blocks.positions)  # (B, N, W)
         row, inside = hidden[:, :length], hidden[:, length:].unflatten(1, (count, -1))  # (B, T, W), (B, M, C, W)
-        logits = self.model.lm_head(row)
-        return logits, self._considered(row, logits, inside, thoughts, blocks.future, blocks.known)
+        return self._considered(row, inside, given.thoughts, blocks.future, blocks.known)
 
-    def _considered(
-        self, row: Tensor, logits: Tensor, inside: Tensor, thoughts: Thoughts, future: Tensor, known: Tensor
-    ) -> Considered:
+    def _considered(self, row: Tensor, inside: Tensor, thoughts: Thoughts, future: Tensor, known: Tensor) -> Considered:
         (count, room), ahead = thoughts.ids.shape[1:], future.shape[-1]
         where = thoughts.at[..., None] + torch.arange(ahead, device=row.device)  # (B, M, A): where x_{p+n} is expected
         where = where.clamp(max=row.shape[1] - 1).flatten(1)[..., None]
         shape = (count, ahead)
         plain_hidden = row.gather(1, where.expand(-1, -1, row.shape[-1])).unflatten(1, shape)  # (B, M, A, W)
-        plain = logits.gather(1, where.expand(-1, -1, logits.shape[-1])).unflatten(1, shape).float()  # (B, M, A, V)
+        plain = self.model.lm_head(plain_hidden).float()  # (B, M, A, V)
         after = inside[:, :, room + 1 : room + 1 + ahead]
         through = self.model.lm_head(after).float()
         weight = self.head(plain_hidden, after).float()

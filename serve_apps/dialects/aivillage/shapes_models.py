@@ -252,6 +252,8 @@ def model_answer(model: Model) -> ModelAnswer:
     measured: dict[str, Any] = dict(model.metrics)
     if done:
         measured |= {"model_size": size_in_words(model.size_bytes), "parameters": model.parameters}
+        if (took := measured.get("inference_ms_per_token")) is not None:
+            measured["inference_speed"] = f"{took:.3g}ms"  # a token, as the phase that made the model measured it
     return ModelAnswer(
         model_id=model.model_id,
         name=model.name,

@@ -120,7 +120,7 @@ async def test_a_streamed_completion_is_the_same_text(client: Client, admin: dic
         ({"n": 2}, 400, "invalid_request", "n"),
         ({"messages": []}, 400, "invalid_request", "messages"),
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_request", "stop"),
-        ({"tools": [{"type": "function"}]}, 400, "invalid_request", "tools"),
+        ({"tools": [{"type": "function"}]}, 400, "invalid_request", "tools.0.function"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "invalid_request", "messages"),
         ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "context_length_exceeded", "messages"),
         ({"response_format": {"type": "json_schema"}}, 400, "invalid_request", "response_format"),

@@ -35,6 +35,7 @@ CPU = torch.device("cpu")
 SMALL = {
     "copying_steps": 2, "teacher_steps": 3, "teacher_tasks": 12, "max_steps": 3, "trajectories": 6, "batch_size": 1,
     "measured_tasks": 6, "max_tokens": 16, "replay": 4, "checkpoint_steps": 1, "context_length": 256,
+    "held_out_tokens": 512, "mix": {"shakespeare": 0, "project": 0},
 }  # fmt: skip
 
 
@@ -140,9 +141,11 @@ def test_drills_and_lines_count_their_copies_alone(seed: int):
     again = drill.ids[drill.at + 1].tolist()[:-1]
     assert drill.ids.tolist()[1 : 1 + len(again)] == again
     for task in tasks(1, seed, held_out=False):
+        if task.call.name == "calendar":
+            continue  # -3 of "3 days ago", 0 of "today"
         said = TOKENIZER.decode(lines(learner, [task], seed)[-1].ids.tolist())
         left, _, right = said.rpartition(" : ")
-        assert all(part in left for part in right.split() if not part.startswith("-"))
+        assert all(part in left for part in right.split())
 
 
 TOKENIZER = Tokenizer.train(spellings() * 20, 600)

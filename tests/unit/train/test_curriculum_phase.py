@@ -64,7 +64,8 @@ def test_it_asks_moves_teaches_and_measures(unbroken):
     assert metrics["dreams_kept"] > 0
 
 
-@pytest.mark.parametrize("where", ["step 7", "round 1", "step 4"])
+# At step 5 the last checkpoint is of step 3, before the second round that is kept already.
+@pytest.mark.parametrize("where", ["step 5", "round 1"])
 def test_a_break_changes_nothing(base, unbroken, tmp_path, where):
     broken, phases = [], [("training", SMALL | base)]
 

@@ -104,7 +104,10 @@ def test_task_arithmetic_is_mergekits(folders, states, tmp_path):
 
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_ties_is_mergekits(folders, states, tmp_path, density):
-    """mergekit normalizes by the sum of the weights that agree unless told otherwise: the paper's disjoint mean."""
+    """mergekit divides by the sum of the weights that agree unless told otherwise: the paper's disjoint mean.
+
+    Of entries that lie exactly at the threshold ours keeps all, mergekit some: none do in these tensors.
+    """
     theirs = judged(
         tmp_path,
         {

@@ -22,8 +22,9 @@ from train.phases.quietstar import Quietstar, QuietstarConfig
 torch.set_num_threads(1)
 TINY_QUIETSTAR = {
     "max_steps": 8, "reinforce_from": 0.5, "positions": 4, "thoughts": 2, "thought_tokens": 4, "ahead": 4,
-    "context_length": 64, "batch_size": 2, "scratchpads": 60, "largest_operand": 12, "exam_questions": 10,
-    "replayed": 6, "checkpoint_steps": 3, "mix": {}, "held_out_tokens": 1024, "tolerance": 0.05,
+    "context_length": 64, "thinking_context": 64, "batch_size": 2, "scratchpads": 60,
+    "largest_operand": 12, "exam_questions": 10, "replayed": 6, "checkpoint_steps": 3,
+    "mix": {}, "held_out_tokens": 1024, "tolerance": 0.05,
 }  # fmt: skip
 
 

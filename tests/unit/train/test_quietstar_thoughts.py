@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tiny_training import SHAPE
 
 from train.model.llama import Llama, same_document
-from train.quietstar.blocks import Thoughts, arrange
+from train.quietstar.blocks import Pondered, Thoughts, arrange
 from train.quietstar.objective import Wanted, of_thoughts, places
 from train.quietstar.thinker import Considered, Thinker
 
@@ -36,7 +36,7 @@ def test_side_by_side_is_one_by_one(seed: int, drawn: list[tuple[int, int]]):
     at = torch.tensor([[where for where, _ in drawn]] * 2)
     lengths = torch.tensor([[size for _, size in drawn]] * 2)
     ids = torch.randint(6, 59, (2, len(drawn), ROOM), generator=generator)
-    logits, found = model(tokens, documents, Thoughts(at, ids, lengths), AHEAD)
+    logits, found = model(tokens, documents, Pondered(tokens, documents, Thoughts(at, ids, lengths), AHEAD))
     assert found is not None
     torch.testing.assert_close(logits, model.model(tokens, documents), atol=1e-4, rtol=1e-4)
     for r in range(2):
@@ -91,12 +91,14 @@ def test_thoughts_are_drawn_as_if_each_were_alone():
 def test_a_row_sees_no_thought():
     tokens, documents = rows(torch.Generator().manual_seed(0))
     thoughts = Thoughts(torch.tensor([[3], [3]]), torch.full((2, 1, ROOM), 7), torch.tensor([[2], [4]]))
-    blocks = arrange(tokens, documents, thoughts, THINK, THOUGHT, AHEAD)
+    blocks = arrange(Pondered(tokens, documents, thoughts, AHEAD), THINK, THOUGHT)
     assert torch.equal(blocks.mask[:, :, :16, :16], same_document(documents))
     assert not blocks.mask[:, :, :16, 16:].any()
 
 
-WANTED = Wanted(positions=4, thoughts=3, thought_tokens=ROOM, ahead=AHEAD, anywhere=0.5, temperature=1, weight=1)
+WANTED = Wanted(
+    positions=4, thoughts=3, thought_tokens=ROOM, ahead=AHEAD, anywhere=0.5, temperature=1, reinforce=1, weight=1
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -120,30 +122,19 @@ def test_thinking_begins_where_something_follows(seed: int):
 def considered(thought: torch.Tensor, said: torch.Tensor) -> Considered:
     """One row of one position with its thoughts: likelihoods (S, A)."""
     known = torch.ones_like(thought, dtype=torch.bool)
-    return Considered(torch.zeros_like(thought), thought, thought.detach(), known, torch.zeros_like(thought), said)
+    return Considered(torch.zeros_like(thought), thought, thought, known, torch.zeros_like(thought), said)
 
 
 def test_only_thoughts_that_helped_more_than_others_are_reinforced():
     thought = torch.tensor([[[-1.0, -1.0, -1.0], [-2.0, -1.0, -1.0], [-6.0, -1.0, -1.0]]])
     said = torch.tensor([[-4.0, -5.0, -6.0]], requires_grad=True)
-    loss, advantage = of_thoughts(considered(thought, said), torch.tensor([[True, True, True]]), WANTED)
+    loss, advantage = of_thoughts(considered(thought, said), WANTED)
     loss.backward()
     # Rewards are -3, -4 and -8, their mean -5; the mean over 3 thoughts of k = 4 tokens.
     assert advantage.tolist() == [[2.0, 1.0, 0.0]]
     assert said.grad is not None
 
     torch.testing.assert_close(said.grad, torch.tensor([[-2 / 12, -1 / 12, 0.0]]))
-
-
-def test_text_is_learnt_through_kept_thoughts_of_an_assistant_alone():
-    thought = torch.tensor([[[-1.0, -1.0, -1.0], [-2.0, -1.0, -1.0], [-6.0, -1.0, -1.0]]], requires_grad=True)
-    found = considered(thought, torch.zeros(1, 3))
-    for marks, kept in (([True, True, True], [True, True, False]), ([False, False, False], [False] * 3)):
-        thought.grad = None
-        loss = of_thoughts(found, torch.tensor([marks]), WANTED)[0] + 0.0 * thought.sum()
-        loss.backward()
-        assert thought.grad is not None
-        assert (thought.grad[0, :, 0] < 0).tolist() == kept
 
 
 def test_reinforcing_learns_the_thought_that_tells():
@@ -154,8 +145,7 @@ def test_reinforcing_learns_the_thought_that_tells():
     for _ in range(60):
         drawn = torch.multinomial(logits.softmax(-1), 3, replacement=True)  # (S,)
         thought = torch.where(drawn == 6, -0.1, -3.0)[None, :, None]
-        marks = torch.zeros(1, 3, dtype=torch.bool)
-        loss, _ = of_thoughts(considered(thought, logits.log_softmax(-1)[drawn][None]), marks, WANTED)
+        loss, _ = of_thoughts(considered(thought, logits.log_softmax(-1)[drawn][None]), WANTED)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
