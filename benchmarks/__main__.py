@@ -55,6 +55,7 @@ def main() -> None:
     run("benchmarks.webhooks")
     run("benchmarks.websockets")
     run("benchmarks.forge")
+    run("benchmarks.merging")
     run("benchmarks.village")
 
 

@@ -72,6 +72,8 @@ def train_siblings(family: Family) -> dict[str, float]:
     """
     config, work = family.config, family.work
     trunk, common = family.loop(-1)
+    if work.rank == 0:
+        publish(work.sibling_outputs / TRUNK, trunk.save)  # task vectors start there
     metrics: dict[str, float] = {}
     seconds, tokens = common.seconds, common.tokens
     for number in range(config.siblings):

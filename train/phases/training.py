@@ -31,7 +31,7 @@ class TrainingConfig(TrainedConfig):
     high: float = Field(0.75, ge=0, le=1)  # success above: harder
     window: int = Field(20, ge=1)  # answers at one difficulty before it moves
     first_step: float = Field(0.5, gt=0, le=9)  # levels
-    tasks: float = Field(0.65, ge=0, le=1)  # share of a round's tokens that are tasks
+    tasks: float = Field(0.6, ge=0, le=1)  # share of a round's tokens that are tasks
     rehearsal: float = Field(0.25, ge=0, le=1)  # share of the tasks that are of any lower difficulty
     answers_only: bool = True  # questions are read, not learnt to say
     own_answers: bool = True  # right answers of the model's own are taught too where they are put differently

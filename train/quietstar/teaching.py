@@ -1,9 +1,10 @@
 """What quietstar's workers do: scratchpads to begin with, then thoughts of the model's own and REINFORCE on their gain.
 
-Quiet-STaR, arXiv:2403.09629. Deviations, each because a model of a million weights has never seen anybody think, and
-because the model is served without a mixing head: the first steps learn written scratchpads for sums (the thoughts of
-STaR, arXiv:2203.14465) and empty thoughts for other conversations; half of the places or more are an assistant's mark,
-where a served model thinks; a thought may end early, and its end is drawn like its tokens.
+Quiet-STaR, arXiv:2403.09629. Deviations, each because a model of a million weights has never seen anybody think, or
+because it is served without a mixing head: the first steps learn written scratchpads for sums (as STaR begins with
+written rationales, arXiv:2203.14465) and empty thoughts for other conversations; most places are assistants' marks,
+where a served model thinks; a thought may end early, and its end is drawn like its tokens; the marks' embeddings learn
+at everybody's rate, which under AdamW needs no multiple.
 """
 
 import json
@@ -53,6 +54,8 @@ def teach(config: "QuietstarConfig", work: Work) -> dict[str, float]:
     learner.model.to(work.device)
     school = arithmetic.school(config.largest_operand, config.exam_questions, config.seed, corpus.training)
     exams = school.exams
+    if not exams:
+        raise Failed("no sum is left to examine thoughts on", Cause.DATA)
     before = measuring.accuracy(learner, exams, config.thought_tokens)
     wanted, thinker = wanted_of(config), thinker_of(learner, config).to(work.device)
     documents = [*corpus.training, *learner.replay, *lessons(config, school, corpus.training)]
@@ -174,7 +177,8 @@ def remembered(
 
     As in STaR a thought counts only if the answer is right, and only if it made that answer likelier.
     """
-    asked = random.Random(config.seed).sample([*school.small, *school.larger], 2 * config.replayed)
+    known = [*school.small, *school.larger]
+    asked = random.Random(config.seed).sample(known, min(len(known), 2 * config.replayed))
     found: list[Document] = []
     for each in measuring.examined(learner, asked, config.thought_tokens):
         mark = learner.tokenizer.ids[THOUGHT]

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 SMALL = {
     "copying_steps": 2, "teacher_steps": 3, "teacher_tasks": 12, "max_steps": 3, "trajectories": 6, "batch_size": 1,
     "measured_tasks": 6, "max_tokens": 16, "replay": 4, "checkpoint_steps": 1, "context_length": 256,
-    "held_out_tokens": 512, "mix": {"shakespeare": 0, "project": 0},
+    "held_out_tokens": 512, "held_out": 0.006, "mix": {"shakespeare": 0, "project": 0},
 }  # fmt: skip
 
 

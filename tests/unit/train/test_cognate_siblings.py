@@ -35,7 +35,7 @@ def test_there_are_as_many_folders_as_siblings_and_all_differ(whole: Path):
     assert {(folder / "tokenizer.json").read_bytes() for folder in folders} == {
         (whole / "model/tokenizer.json").read_bytes()
     }
-    assert sorted(path.name for path in (whole / "siblings").iterdir()) == ["0", "1"]
+    assert sorted(path.name for path in (whole / "siblings").iterdir()) == ["0", "1", "trunk"]
 
 
 def test_what_comes_next_is_given_the_siblings(whole: Path):
