@@ -59,13 +59,14 @@ class Quietstar(Phase[QuietstarConfig]):
         return teach(self.config, work)
 
     def gate(self, before: Quality, after: Quality, metrics: dict[str, float]) -> Verdict:
-        """More right answers than before, by more than chance would have it, and text predicted about as well."""
-        was, now, asked = (metrics[f"arithmetic_{name}"] for name in ("all_before", "all", "asked"))
+        """More right answers than before and than without thoughts, by more than chance, and text as well as before."""
+        kinds = ("all_before", "all", "all_without_thought", "asked")
+        was, now, at_once, asked = (metrics[f"arithmetic_{kind}"] for kind in kinds)
         error = sqrt((was * (1 - was) + now * (1 - now)) / asked)  # of the difference
-        better, kept = now - was > error, after.loss <= before.loss + self.config.tolerance
+        better, kept = now - max(was, at_once) > 2 * error, after.loss <= before.loss + self.config.tolerance
         return Verdict(
             outcome=Outcome.PASS if better and kept else Outcome.KEEP,
             reason=f"sums right {was:.1%} -> {now:.1%} with thoughts (standard error {error:.1%}, without thoughts "
-            f"{metrics['arithmetic_all_without_thought']:.1%}), held-out loss {before.loss:.3f} -> {after.loss:.3f} "
+            f"{at_once:.1%}), held-out loss {before.loss:.3f} -> {after.loss:.3f} "
             f"nats per token (at most {self.config.tolerance} more)",
         )  # fmt: skip

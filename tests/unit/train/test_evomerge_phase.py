@@ -160,12 +160,12 @@ def test_several_base_models_are_merged_by_a_run_of_this_phase_alone(family: Pat
 def test_task_vectors_start_from_the_trunk_where_there_is_one(family: Path, tmp_path: Path):
     home = tmp_path / "home"
     shutil.copytree(family, home)
-    assert task_of(EvomergeConfig.model_validate({}), work_of(home)).ancestor is None
     folder = home / "runs/task_tiny/0-cognate"
-    shutil.copytree(folder / "model", folder / "siblings/trunk")
     assert task_of(EvomergeConfig.model_validate({}), work_of(home)).ancestor == folder / "siblings/trunk"
     assert len(task_of(EvomergeConfig.model_validate({}), work_of(home)).parents) == 3
     assert task_of(EvomergeConfig.model_validate({"ancestor": "mean"}), work_of(home)).ancestor is None
+    shutil.rmtree(folder / "siblings/trunk")
+    assert task_of(EvomergeConfig.model_validate({}), work_of(home)).ancestor is None
 
 
 def test_the_fitness_text_is_none_of_the_judges(family: Path):
