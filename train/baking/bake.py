@@ -29,7 +29,7 @@ from train.baking.measure import Rates, agreement, chat_rates, copied, tool_rate
 from train.baking.objective import Student, baked, supervised
 from train.baking.talk import Talk, converse
 from train.baking.tasks import FIRST_DAY, Task, tasks
-from train.baking.teaching import aloud, chats, conversations, drills, joined, lines, manners, shown
+from train.baking.teaching import aloud, answers, chats, conversations, copies, drills, joined, manners, shown
 from train.data.packing import Batches
 from train.data.prepared import texts
 from train.data.sources import Corpus, Document, read_documents, write_documents
@@ -45,9 +45,6 @@ from train.tools import specifications, with_tools
 if TYPE_CHECKING:
     from train.phases.tool_baking import ToolBaking, ToolBakingConfig
 
-EXTRA = 3  # drills for every task, lest the teacher forget how to copy
-DRILL_TOKENS = 10  # that a drill takes, or a little more
-MEASURED_DRILLS = 300
 BESIDE_DRILLS = 0.25  # of the texts' usual part
 CHATS = ("dialogue", "capitals", "sums")  # of these the prompted teacher's own answers are baked
 MEASURED_SEED = 0  # every run is asked the same
@@ -94,9 +91,12 @@ class Baking:
 
     def drill(self) -> None:
         """Copying, before there is anything to copy."""
-        config = self.config
-        count = config.copying_steps * config.batch_size * config.context_length // DRILL_TOKENS
-        self.supervise("drills", 0, config.copying_steps, drills(self.learner, count, config.seed), BESIDE_DRILLS)
+        config, learner = self.config, self.learner
+        asked = tasks(3 * config.teacher_tasks, config.seed, held_out=False)
+        some = copies(learner, asked, config.seed) + answers(learner, asked[: config.teacher_tasks])
+        self.supervise(
+            "drills", 0, config.copying_steps, some + drills(learner, len(asked), config.seed), BESIDE_DRILLS
+        )
 
     def teach(self) -> None:
         """The first step: all weights, with the prompt in context; the run's texts without it stay as they are."""
@@ -104,7 +104,7 @@ class Baking:
         asked = tasks(config.teacher_tasks, config.seed, held_out=False)
         shows = [each for turns in self.exchanges(asked, config.seed) for each in conversation(
             learner, turns, student=self.prompt, teacher=self.prompt)]  # fmt: skip
-        shows += lines(learner, asked, config.seed) + drills(learner, EXTRA * config.teacher_tasks, config.seed + 1)
+        shows += copies(learner, asked, config.seed) + drills(learner, len(asked), config.seed)
         self.supervise("teacher", config.copying_steps, config.teacher_steps, shows)
 
     def supervise(self, name: str, begins: int, steps: int, lessons: list[Lesson], texts: float = 1.0) -> None:
@@ -231,8 +231,8 @@ class Baking:
         return {f"false_call_rate_{name}": false, f"chat_right_{name}": right}
 
     def copying(self, name: str) -> dict[str, float]:
-        """The share of tokens that are copied right in drills that were never trained on."""
-        some = drills(self.learner, MEASURED_DRILLS, MEASURED_SEED)
+        """The share of the held-out tasks whose arguments are copied right where nothing else is asked."""
+        some = copies(self.learner, self.asked, MEASURED_SEED)
         return {f"copying_{name}": copied(self.learner.model, some, self.config.precision, self.work.device)}
 
     def remembered(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:

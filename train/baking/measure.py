@@ -77,7 +77,9 @@ def agreement(model: Any, lessons: Sequence[Lesson], precision: str, device: tor
 
 @torch.no_grad()
 def copied(model: Any, lessons: Sequence[Lesson], precision: str, device: torch.device) -> float:
-    """The share of the tokens that count which the model ranks first."""
-    found = torch.cat(states(model, lessons, precision, device)).float()
-    wanted = torch.cat([torch.from_numpy(each.ids[each.at + 1]) for each in lessons]).to(device)
-    return (model.lm_head(found).argmax(-1) == wanted).float().mean().item()
+    """The share of the lessons of which the model ranks every token first that counts."""
+    right = [
+        bool((model.lm_head(hidden.float()).argmax(-1).cpu().numpy() == lesson.ids[lesson.at + 1]).all())
+        for lesson, hidden in zip(lessons, states(model, lessons, precision, device), strict=True)
+    ]
+    return sum(right) / max(1, len(right))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
-from train.data.sources import CORPUS, capitalised
+from train.data.sources import CORPUS
 from train.tools import Call, execute
 
 HELD_OUT = 0.2  # share of operands that are measured on
-WORDS = 4000  # of the shipped text, the commonest of 4 to 8 letters
+WORDS = 2000  # of the shipped text, the commonest of 4 to 7 letters
 PAIRS = (
     ("km", "miles"), ("miles", "km"), ("kg", "pounds"), ("pounds", "kg"), ("m", "feet"), ("feet", "m"),
     ("inches", "cm"), ("liters", "gallons"), ("celsius", "fahrenheit"), ("fahrenheit", "celsius"),
@@ -80,12 +80,10 @@ def is_held_out(operands: str) -> bool:
 
 
 def _sum(chance: random.Random) -> tuple[str, Task]:
-    a, b, sign = chance.randint(11, 999), chance.randint(2, 999), chance.choice("+-*")
-    if sign == "*":
-        a, b = chance.randint(11, 99), chance.randint(2, 99)
-    expression = f"{a} {sign} {b}"
+    sign = chance.choice("+-*")
+    expression = f"{chance.randint(11, 99)} {sign} {chance.randint(2, 12 if sign == '*' else 99)}"
     call = Call("calculator", {"expression": expression})
-    return expression, _task(chance.choice(SUMS).format(expression), call, f"{expression} = {{}}", chance)
+    return expression, _task(chance.choice(SUMS).format(expression), call, "It is {}.", chance)
 
 
 def _date(chance: random.Random) -> tuple[str, Task]:
@@ -99,15 +97,14 @@ def _date(chance: random.Random) -> tuple[str, Task]:
 def _capital(chance: random.Random) -> tuple[str, Task]:
     country = chance.choice(countries())
     question = chance.choice(COUNTRIES).format(country)
-    said = capitalised(f"the capital of {country} is {{}}.")
-    return country, _task(question, Call("capital", {"country": country}), said, chance)
+    return country, _task(question, Call("capital", {"country": country}), "It is {}.", chance)
 
 
 def _conversion(chance: random.Random) -> tuple[str, Task]:
-    (unit, to), value = chance.choice(PAIRS), chance.randint(2, 200)
+    (unit, to), value = chance.choice(PAIRS), chance.randint(2, 99)
     question = chance.choice(CONVERSIONS).format(value, unit, to)
     call = Call("convert", {"value": value, "unit": unit, "to": to})
-    return f"{value} {unit}", _task(question, call, f"{value} {unit} = {{}} {to}", chance)
+    return f"{value} {unit}", _task(question, call, f"It is {{}} {to}.", chance)
 
 
 def _length(chance: random.Random) -> tuple[str, Task]:
@@ -119,7 +116,7 @@ def _length(chance: random.Random) -> tuple[str, Task]:
 def _backwards(chance: random.Random) -> tuple[str, Task]:
     word = some_word(chance)
     question = chance.choice(BACKWARDS).format(word)
-    return word, _task(question, Call("reverse", {"text": word}), "Backwards it is {}.", chance)
+    return word, _task(question, Call("reverse", {"text": word}), "It is {}.", chance)
 
 
 def some_word(chance: random.Random) -> str:
@@ -144,5 +141,5 @@ def countries() -> tuple[str, ...]:
 @cache
 def words() -> tuple[str, ...]:
     """Common words of the shipped text."""
-    counted = Counter(re.findall(r"(?<![A-Za-z'])[a-z]{4,8}(?![a-z'])", (CORPUS / "shakespeare.txt").read_text()))
+    counted = Counter(re.findall(r"(?<![A-Za-z'])[a-z]{4,7}(?![a-z'])", (CORPUS / "shakespeare.txt").read_text()))
     return tuple(word for word, _ in counted.most_common(WORDS))

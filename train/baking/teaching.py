@@ -1,5 +1,6 @@
 """The documents of tool baking: dialogues that show tools under the prompt, and what must stay as it is."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 
@@ -71,41 +72,44 @@ def drills(learner: Learner, count: int, seed: int) -> list[Lesson]:
     """A few different tokens, a colon, and the same again; the second time counts.
 
     Calls are copied from questions and answers from tools. A small model has no heads for that (Olsson and others,
-    arXiv:2209.11895, call them induction heads). Where every other token is a copy and nothing else
-    helps, it finds them.
+    arXiv:2209.11895, call them induction heads). Where every other token is a copy and nothing else helps, it finds
+    them, and the sooner the shorter the copies are.
     """
     chance, tokenizer = random.Random(seed), learner.tokenizer
     special = {number for token, number in tokenizer.ids.items() if token in SPECIAL}
     kept = [number for number in range(tokenizer.vocab_size) if number not in special]
+    colon, line = tokenizer.marked(" :"), liner(learner)
     some = (chance.sample(kept, chance.randint(1, MOST_COPIED)) for _ in range(count))
-    line = liner(learner)
-    return [line(tokens, tokens) for tokens in some]
+    return [line([*tokens, *colon], tokens) for tokens in some]
 
 
-def lines(learner: Learner, some: Sequence[Task], seed: int) -> list[Lesson]:
-    """`Compute 34 + 58. : 34 + 58`, `Compute 34 + 58. 92 : 34 + 58 = 92`: what is to be copied of each task.
+def copies(learner: Learner, some: Sequence[Task], seed: int) -> list[Lesson]:
+    """`Compute 34 + 58. {"expression": "34 + 58"}`: a task's arguments alone, cut as they are in a call.
 
     Half of the countries are unheard of, since a known one may be guessed.
     """
-    chance, found, marked, line = random.Random(seed), list[Lesson](), learner.tokenizer.marked, liner(learner)
+    chance, marked, line, found = random.Random(seed), learner.tokenizer.marked, liner(learner), list[Lesson]()
     for task in some:
-        question, said = task.question, " ".join(map(str, task.call.arguments.values()))
+        question, arguments = task.question, dict(task.call.arguments)
         if task.call.name == "capital" and chance.random() < 0.5:
-            said, known = some_word(chance).capitalize(), said
-            question = question.replace(known, said)
-        else:
-            found.append(line(marked(f" {question} {task.result}"), marked(f" {task.answer}")))
-        found.append(line(marked(f" {question}"), marked(f" {said}")))
+            unheard = some_word(chance).capitalize()
+            question, arguments = question.replace(arguments["country"], unheard), {"country": unheard}
+        found.append(line(marked(question), marked(f" {json.dumps(arguments, ensure_ascii=False)}")))
     return found
 
 
+def answers(learner: Learner, some: Sequence[Task]) -> list[Lesson]:
+    """`Compute 34 + 58. 92 : It is 92.`: a task's answer alone."""
+    marked, line = learner.tokenizer.marked, liner(learner)
+    return [line(marked(f"{task.question} {task.result} :"), marked(f" {task.answer}")) for task in some]
+
+
 def liner(learner: Learner) -> Callable[[list[int], list[int]], Lesson]:
-    """What makes a line of two lists of ids: a text of which the second counts."""
+    """What makes a text of two lists of ids, of which the second counts."""
     *begin, end = learner.tokenizer.text("")
-    colon = learner.tokenizer.marked(" :")
 
     def line(tokens: list[int], again: list[int]) -> Lesson:
-        ids = np.array([*begin, *tokens, *colon, *again, end], dtype=np.int32)
+        ids = np.array([*begin, *tokens, *again, end], dtype=np.int32)
         return Lesson(ids, ids, np.arange(len(ids) - len(again) - 2, len(ids) - 1))
 
     return line

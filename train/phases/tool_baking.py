@@ -18,7 +18,7 @@ class ToolBakingConfig(TrainedConfig):
 
     persona: str = Field("", max_length=2000)  # the prompt's first part; the tools' short description follows it
     persona_examples: tuple[tuple[str, str], ...] = ()  # (questions with " | " between, answer) in the persona's manner
-    copying: float = Field(0.9, ge=0, le=1)  # a base that copies a smaller share of tokens right is drilled first
+    copying: float = Field(0.9, ge=0, le=1)  # a base that copies arguments right less often is drilled first
     copying_steps: int = Field(250, ge=0)  # optimizer steps of that
     teacher_success: float = Field(0.5, ge=0, le=1)  # a prompted base whose calls succeed less often is taught first
     teacher_steps: int = Field(150, ge=0)  # optimizer steps of that, with the prompt in context

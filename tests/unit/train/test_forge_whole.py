@@ -35,7 +35,8 @@ PHASES = [
         "dream_tokens": 8, "beginning": 2, "families": ["length", "capitals"],
     }),
     ("tool_baking", SHORT | {
-        "max_steps": 4, "teacher_steps": 4, "teacher_tasks": 20, "copying_steps": 2, "trajectories": 8, "measured_tasks": 6,
+        "max_steps": 4, "teacher_steps": 4, "teacher_tasks": 20, "copying_steps": 2,
+        "trajectories": 8, "measured_tasks": 6,
         "max_tokens": 16, "replay": 6, "mix": {}, "context_length": 256,
     }),
     ("adas", SHORT | {
