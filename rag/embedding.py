@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from cluster.hardware import native_bf16
+
 Vectors = NDArray[np.float32]
 
 BATCH_TOKENS = 4096  # padded tokens in one forward pass: bounds memory, and small batches stay in the cache
@@ -49,7 +51,8 @@ class MiniLM:
     name = "all-MiniLM-L6-v2"
     size = 384
 
-    def __init__(self, folder: Path | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, folder: Path | None = None, dtype: torch.dtype | None = None) -> None:
+        dtype = dtype or (torch.bfloat16 if native_bf16(torch.device("cpu")) else torch.float32)
         folder = folder or minilm_folder()
         config = json.loads((folder / "config.json").read_text())
         self.heads: int = config["num_attention_heads"]

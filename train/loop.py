@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cluster.hardware import Precision, native_bf16
 from train import parallel
 from train.causes import Cause, Failed
 from train.data.packing import IGNORED, Batch, Batches, Position
@@ -33,7 +34,7 @@ class LoopConfig(BaseModel):
     clip_norm: float = Field(1.0, gt=0)
     grokfast_alpha: float = Field(0.98, ge=0, lt=1)
     grokfast_lamb: float = Field(2.0, ge=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     accumulate: int = Field(1, ge=1)  # parts that a batch is taken in
     checkpoint_steps: int = Field(200, ge=1)
     checkpoint_seconds: float = Field(10.0, gt=0)  # a checkpoint is also due after so much time
@@ -97,8 +98,9 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 matrices over float32 weights, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    """bf16 matrices over float32 weights, or nothing; `auto` is bf16 where the hardware has it."""
+    narrow = native_bf16(device) if precision == "auto" else precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if narrow else nullcontext()
 
 
 def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

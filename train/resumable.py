@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from cluster.hardware import native_bf16
 from train import parallel
 from train.causes import Cause, Failed
 from train.data.packing import START, Batches
@@ -62,7 +63,10 @@ def train(
         loop.restore(torch.load(found[1], weights_only=True) | elsewhere(batches.seed))
         work.note("branched off", step=found[0].step, of=branch_of, branch=name)
     else:
-        work.note("training from the start", parameters=sum(p.numel() for p in model.parameters()))
+        work.note(
+            "training from the start", parameters=sum(p.numel() for p in model.parameters()),
+            threads=torch.get_num_threads(), precision=config.precision, native_bf16=native_bf16(work.device),
+        )  # fmt: skip
     progress = loop.run(until)
     if parallel.sharded(shared):
         parallel.gather(shared, model)

@@ -22,6 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cluster.errors import Invalid, Unavailable
+from cluster.hardware import native_bf16
 from cluster.ids import new_id
 from serve_apps.chat.engine import Delta, Finish, ModelRef, Reason, Sampling, TokenLogprob, Turn
 from serve_apps.chat.history import Prompt, fit
@@ -92,7 +93,7 @@ class VllmModel:
         on_cpu = current_platform.is_cpu()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.update(engine_environment(on_cpu, threads))
-        bf16 = not on_cpu or torch.cpu._is_avx512_bf16_supported()
+        bf16 = not on_cpu or native_bf16(torch.device("cpu"))
         arguments = AsyncEngineArgs(**engine_arguments(model, kv_mb, on_cpu, bf16))
         return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER), model)
 

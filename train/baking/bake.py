@@ -62,8 +62,8 @@ class Baking:
     def __init__(self, config: "ToolBakingConfig", work: Work, learner: Learner, corpus: Corpus) -> None:
         self.config, self.work, self.learner, self.corpus = config, work, learner, corpus
         learner.model.to(work.device)
-        self.prompt = with_tools(config.persona, specifications())
-        self.asked = tasks(config.measured_tasks, MEASURED_SEED, held_out=True)
+        self.prompt = with_tools(config.persona, specifications(config.tools))
+        self.asked = tasks(config.measured_tasks, MEASURED_SEED, held_out=True, names=config.tools)
         self.plainly = [document for document in corpus.held_out if document.turns]
         self.rows = held_out_batches(learner, corpus.held_out, config.held_out_tokens, config.context_length)
 
@@ -92,7 +92,7 @@ class Baking:
     def drill(self) -> None:
         """Copying, before there is anything to copy."""
         config, learner = self.config, self.learner
-        asked = tasks(3 * config.teacher_tasks, config.seed, held_out=False)
+        asked = self.tasks(3 * config.teacher_tasks, config.seed)
         some = copies(learner, asked, config.seed) + answers(learner, asked[: config.teacher_tasks])
         self.supervise(
             "drills", 0, config.copying_steps, some + drills(learner, len(asked), config.seed), BESIDE_DRILLS
@@ -101,7 +101,7 @@ class Baking:
     def teach(self) -> None:
         """The first step: all weights, with the prompt in context; the run's texts without it stay as they are."""
         config, learner = self.config, self.learner
-        asked = tasks(config.teacher_tasks, config.seed, held_out=False)
+        asked = self.tasks(config.teacher_tasks, config.seed)
         shows = [each for turns in self.exchanges(asked, config.seed) for each in conversation(
             learner, turns, student=self.prompt, teacher=self.prompt)]  # fmt: skip
         shows += copies(learner, asked, config.seed) + drills(learner, len(asked), config.seed)
@@ -174,6 +174,10 @@ class Baking:
             found.setdefault(document.source, []).extend(some)
         return found
 
+    def tasks(self, count: int, seed: int) -> list[Task]:
+        """So many to learn from."""
+        return tasks(count, seed, held_out=False, names=self.config.tools)
+
     def exchanges(self, some: list[Task], seed: int) -> list[Any]:
         """Conversations that show the tasks, with questions between them that need no tool."""
         plainly = [aloud(self.learner, turns) for turns in chats(self.corpus.training)]
@@ -185,7 +189,7 @@ class Baking:
         """Conversations of the prompted model, whose questions no earlier step has asked."""
         config, seed = self.config, self.config.seed + 1 + number
         needed = max(1, round(config.trajectories * (1 - config.chats)))
-        asked = self.exchanges(tasks(needed, seed, held_out=False), seed)
+        asked = self.exchanges(self.tasks(needed, seed), seed)
         chance = random.Random(seed)
         talks = [
             Talk([turn.content for turn in turns if turn.role == "user"], FIRST_DAY + timedelta(chance.randrange(4000)))
@@ -213,7 +217,7 @@ class Baking:
 
     def shown_later(self) -> list[Document]:
         """For later phases to mix in: tool dialogues without the prompt."""
-        some = tasks(self.config.replay, self.config.seed - 1, held_out=False)
+        some = self.tasks(self.config.replay, self.config.seed - 1)
         return [Document("replay", turns=shown(self.learner, task)) for task in some]
 
     def tools(self, name: str, prompt: str = "") -> dict[str, float]:

@@ -8,12 +8,13 @@ import hashlib
 import random
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from train.data.sources import CORPUS
-from train.tools import Call, execute
+from train.tools import TOOLS, Call, execute
 
 HELD_OUT = 0.2  # share of operands that are measured on
 WORDS = 2000  # of the shipped text, the commonest of 4 to 7 letters
@@ -61,11 +62,11 @@ class Task:
         return re.search(rf"(?<![\w.-]){re.escape(self.result)}(?![\w-]|\.\d)", text) is not None
 
 
-def tasks(count: int, seed: int, held_out: bool) -> list[Task]:
+def tasks(count: int, seed: int, held_out: bool, names: Sequence[str] = tuple(TOOLS)) -> list[Task]:
     """So many questions, of every tool about as many; to train on, or to measure on and then no two alike."""
     chance, found, asked = random.Random(f"{seed}:{held_out}"), list[Task](), set[str]()
     for number in range(100 * count):
-        operands, task = MAKERS[number % len(MAKERS)](chance)
+        operands, task = MAKERS[names[number % len(names)]](chance)
         if is_held_out(operands) == held_out and not (held_out and task.question in asked):
             asked.add(task.question)
             found.append(task)
@@ -129,7 +130,10 @@ def _task(question: str, call: Call, said: str, chance: random.Random) -> Task:
     return Task(question, call, said, FIRST_DAY + timedelta(days=chance.randrange(4000)))
 
 
-MAKERS = (_sum, _date, _capital, _conversion, _length, _backwards)
+MAKERS: dict[str, Callable[[random.Random], tuple[str, Task]]] = {
+    "calculator": _sum, "calendar": _date, "capital": _capital, "convert": _conversion, "length": _length,
+    "reverse": _backwards,
+}  # fmt: skip
 
 
 @cache

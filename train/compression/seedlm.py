@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cluster.hardware import native_bf16
 from train.compression.bits import Reader, Writer
 from train.compression.codecs import Known
 
@@ -111,7 +112,7 @@ class Search:
         upper = torch.triu_indices(c, c, device=device)
         onto = basis @ basis.transpose(1, 2)  # (S, C, C): |Q^T w|^2 = <Q Q^T, w w^T>, a number for each i <= j
         twice = torch.where(upper[0] == upper[1], 1.0, 2.0)
-        fast = torch.bfloat16 if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() else torch.float32
+        fast = torch.bfloat16 if native_bf16(device) else torch.float32
         self.onto = (onto[:, upper[0], upper[1]] * twice).to(fast)  # (S, C (C + 1) / 2)
         self.onto = F.pad(self.onto, (0, 0, 0, -seeds % GROUP))
         self.upper, self.fast = upper, fast

@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 8
 
 @torch.no_grad()
 def held_out_loss(
-    model: nn.Module, batches: Sequence[Batch], precision: str = "bf16", device: torch.device | None = None
+    model: nn.Module, batches: Sequence[Batch], precision: str = "auto", device: torch.device | None = None
 ) -> tuple[float, float]:
     """Mean nats per target token over all batches, and the share (0 to 1) of targets that the model ranks first."""
     device = device or torch.device("cpu")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
@@ -159,10 +159,9 @@ def loop_for(
     anew, and no rank's last steps may count for less than another's.
     """
     config, rounds = job.task.config, job.task.config.rounds > 1
-    kind = precision(device)
     rows = Watched(held_out, control.obey)
     given = {
-        "max_steps": steps, "learning_rate": config.learning_rate, "grokfast_lamb": 0, "precision": kind,
+        "max_steps": steps, "learning_rate": config.learning_rate, "grokfast_lamb": 0,
         "warmup_steps": 0 if rounds else 20, "final_learning_rate_ratio": 1.0 if rounds else 0.1,
         "checkpoint_steps": steps, "checkpoint_seconds": job.checkpoint_seconds,
         "evaluate_steps": max(1, steps // MEASUREMENTS),
@@ -170,16 +169,8 @@ def loop_for(
     settings = LoopConfig.model_validate(given)
     return Loop(
         model, batches, settings, device=device, save=lambda *_: None, report=lambda _: None,
-        evaluate=lambda model: held_out_loss(model, rows, kind, device),
+        evaluate=lambda model: held_out_loss(model, rows, device=device),
     )  # fmt: skip
-
-
-def precision(device: torch.device) -> Literal["bf16", "fp32"]:
-    """bf16 where the hardware has it; elsewhere it is emulated, and slower than float32."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has = torch.cpu.get_capabilities()
-    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
 
 
 def save(checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.errors import Invalid
+from cluster.hardware import Precision
 from train.evaluate.quality import Quality
 from train.phases.phase import Outcome, Phase, PhaseConfig, Verdict, Work
 
@@ -36,7 +37,7 @@ class EvomergeConfig(PhaseConfig):
     fitness_questions: int = Field(48, ge=0)  # and so many questions at most; 0: loss alone
     answer_tokens: int = Field(20, ge=1)  # of a reply
     context_length: int = Field(512, ge=64, le=8192)  # tokens
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
 
 
 class Evomerge(Phase[EvomergeConfig]):

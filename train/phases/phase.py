@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.hardware import Precision
 from train.evaluate.quality import Quality
 from train.hyperparameters import SearchConfig
 from train.runs import Run
@@ -45,7 +46,7 @@ class TrainedConfig(PhaseConfig):
     clip_norm: float = Field(1.0, gt=0)
     grokfast_alpha: float = Field(0.98, ge=0, lt=1)
     grokfast_lamb: float = Field(0.0, ge=0, le=10)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     mix: dict[str, float] = {}  # how often an epoch takes each source's documents; 1 where none is given
     evaluate_steps: int = Field(0, ge=0)  # held-out loss every so many steps; 0: only before and after
     checkpoint_steps: int = Field(500, ge=1)

@@ -4,12 +4,14 @@ Prompt Baking (arXiv:2409.13697). The gateway reads this file, so torch is impor
 """
 
 import math
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from train.evaluate.quality import Quality
 from train.phases.phase import Outcome, Phase, TrainedConfig, Verdict, Work
 
+ToolName = Literal["calculator", "calendar", "capital", "convert", "length", "reverse"]
 SURE = 2.0  # standard errors that a gain must exceed
 
 
@@ -18,6 +20,7 @@ class ToolBakingConfig(TrainedConfig):
 
     persona: str = Field("", max_length=2000)  # the prompt's first part; the tools' short description follows it
     persona_examples: tuple[tuple[str, str], ...] = ()  # (questions with " | " between, answer) in the persona's manner
+    tools: tuple[ToolName, ...] = Field(get_args(ToolName), min_length=1)  # of `train.tools`
     copying: float = Field(0.9, ge=0, le=1)  # a base that copies arguments right less often is drilled first
     copying_steps: int = Field(250, ge=0)  # optimizer steps of that
     teacher_success: float = Field(0.5, ge=0, le=1)  # a prompted base whose calls succeed less often is taught first

@@ -18,7 +18,7 @@ from train.baking.measure import agreement, tool_rates
 from train.baking.objective import baked, divergence, supervised
 from train.baking.talk import Talk, converse
 from train.baking.tasks import tasks
-from train.baking.teaching import drills, lines, shown
+from train.baking.teaching import answers, copies, drills, shown
 from train.bitnet.linear import is_ternary, ternary
 from train.data.packing import Batches
 from train.evaluate.quality import Quality
@@ -135,17 +135,21 @@ def test_weights_count(learner: Learner):
 
 
 @given(st.integers(0, 1000))
-def test_drills_and_lines_count_their_copies_alone(seed: int):
+def test_drills_copies_and_answers_count_what_is_copied_alone(seed: int):
     learner: Any = SimpleNamespace(tokenizer=TOKENIZER)
     (drill,) = drills(learner, 1, seed)
     again = drill.ids[drill.at + 1].tolist()[:-1]
     assert drill.ids.tolist()[1 : 1 + len(again)] == again
-    for task in tasks(1, seed, held_out=False):
-        if task.call.name == "calendar":
-            continue  # -3 of "3 days ago", 0 of "today"
-        said = TOKENIZER.decode(lines(learner, [task], seed)[-1].ids.tolist())
-        left, _, right = said.rpartition(" : ")
-        assert all(part in left for part in right.split())
+    (task,) = tasks(1, seed, held_out=False)
+    for lesson, source in (copies(learner, [task], seed)[0], ""), (answers(learner, [task])[0], task.result):
+        *counted, end = lesson.ids[lesson.at + 1].tolist()
+        asked = TOKENIZER.decode(lesson.ids.tolist()[1 : -1 - len(counted)])
+        said = TOKENIZER.decode(counted).strip()
+        assert end == lesson.ids[-1]
+        if source:
+            assert source in asked and said == task.answer
+        elif task.call.name != "calendar":  # -3 of "3 days ago", 0 of "today"
+            assert all(str(value) in asked for value in json.loads(said).values())
 
 
 TOKENIZER = Tokenizer.train(spellings() * 20, 600)
