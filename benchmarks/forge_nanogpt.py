@@ -1,8 +1,8 @@
 """Cognate's loop and Llama beside nanoGPT's loop and GPT-2, on the characters of Tiny Shakespeare, at one size.
 
 Learners in alternating rounds in one process: the peer, in float32 as nanoGPT has it on a CPU; ours with the peer's
-hyper-parameters and number of steps, in float32 and in the bf16 that cognate uses; ours with the settings that are best
-for it, for as long as the peer takes. All are judged in float32 on the whole last tenth of the text, window by window.
+hyper-parameters and number of steps, in float32 and, where the processor computes it, in bf16; ours with the settings
+that are best for it, for as long as the peer takes. All are judged in float32 on the whole last tenth of the text, window by window.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import forge_peer as peer
+from cluster.hardware import native_bf16
 from train.data.packing import Batch, Batches, Position
 from train.loop import Loop, LoopConfig
 from train.model.llama import Llama
@@ -32,7 +33,7 @@ SAME: dict[str, Any] = {
     "warmup_steps": peer.WARMUP, "weight_decay": peer.DECAY, "beta2": peer.BETA2, "clip_norm": peer.CLIP,
     "grokfast_lamb": 0.0, "precision": "fp32", "checkpoint_steps": 10**9, "checkpoint_seconds": 10.0**9,
 }  # fmt: skip
-BEST = SAME | {"learning_rate": 3e-3, "final_learning_rate_ratio": 0.02, "precision": "bf16"}
+BEST = SAME | {"learning_rate": 3e-3, "final_learning_rate_ratio": 0.02, "precision": "auto"}
 BEST_SIZE = 12
 
 
@@ -115,9 +116,11 @@ def main() -> None:
     learners: dict[str, tuple[Any, int, int]] = {
         "nanoGPT's loop": (peer.Peer(train, vocabulary, given.steps), given.steps, peer.BATCH),
         "cognate, float32": (Ours(train, vocabulary, same), given.steps, peer.BATCH),
-        "cognate, bf16": (Ours(train, vocabulary, same | {"precision": "bf16"}), given.steps, peer.BATCH),
         "cognate, its best": (Ours(train, vocabulary, best, BEST_SIZE), steps, BEST_SIZE),
     }
+    if native_bf16(torch.device("cpu")):
+        narrow = Ours(train, vocabulary, same | {"precision": "bf16"})
+        learners["cognate, bf16"] = (narrow, given.steps, peer.BATCH)
     clocks = {name: Clock() for name in learners}
     for number in range(1, given.rounds + 1):
         for name, (learner, total, _) in learners.items():

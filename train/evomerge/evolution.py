@@ -264,8 +264,9 @@ class Cma(Evolution):
 
 
 def chosen(search: Evolution, *, keep: str = "error", weighted: bool = False) -> Trial:
-    """The one to make: of the Pareto set the lowest loss that does not lose `keep` against the best single parent.
+    """The one to make: of the Pareto set the lowest loss that does not lose `keep` against the first parent.
 
+    The first is what a run goes on with when the merge is refused.
     With `weighted` the lowest weighted sum instead. Raises `ValueError` when every candidate failed.
     """
     known = [trial for trial in search.trials if trial.alive]
@@ -273,8 +274,8 @@ def chosen(search: Evolution, *, keep: str = "error", weighted: bool = False) ->
         raise ValueError("every candidate failed")
     if weighted:
         return min(known, key=search.value)
-    single = [trial for trial in search.generations[0][: search.space.parents] if trial.alive]
-    most = min((t.measured for t in single if t.measured), key=lambda m: m["loss"], default={}).get(keep, math.inf)
+    first = search.generations[0][0]
+    most = (first.measured or {}).get(keep, math.inf) if first.alive else math.inf
     keeping = [trial for trial in search.pareto() if trial.measured and trial.measured.get(keep, 0.0) <= most]
     return min(keeping or known, key=lambda trial: (trial.measured or {})["loss"])
 

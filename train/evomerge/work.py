@@ -136,12 +136,14 @@ def worth(work: Work, task: Task) -> dict[str, float]:
     count = len(parents)
     average = measured(built(task, {"operator": "linear", "weights": [[1 / count] * count] * 2}))
     best, merge = min(parents), measured(load(work.output))
+    better = [loss for loss, answers in parents if loss < merge[0] and answers >= merge[1]]
     for number, (loss, answers) in enumerate(parents):
         work.note("parent", number=number, held_out_loss=round(loss, 4), answers=round(answers, 4))
     return {
         "held_out_loss": merge[0], "held_out_loss_best_parent": best[0], "held_out_loss_average": average[0],
         "held_out_loss_mean_parent": sum(loss for loss, _ in parents) / count, "answers_before": parents[0][1],
         "answers": merge[1], "answers_best_parent": best[1], "answers_average": average[1], "parents": float(count),
+        "outdone_by": merge[0] - min(better, default=merge[0]),
     }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from train.bitnet.linear import settled
 from train.model.learner import Learner
-from train.model.llama import Llama, Past
 
 
 @torch.no_grad()
@@ -26,9 +25,10 @@ def generate(
     longest = max(len(prompt) for prompt in cut)
     tokens = torch.tensor([[learner.pad] * (longest - len(p)) + p for p in cut], device=device)  # (B, T)
     seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in cut], device=device).bool()
-    past = Past() if isinstance(model, Llama) else []
+    past = model.past()  # type: ignore[operator]
     ends = torch.tensor(list(stop), device=device)
     replies: list[list[int]] = [[] for _ in cut]
+    rows = torch.arange(len(cut), device=device)  # that are still computed, and which of them go on
     going = torch.ones(len(cut), dtype=torch.bool, device=device)
     was_training = model.training
     model.eval()
@@ -41,8 +41,12 @@ def generate(
             going &= ~torch.isin(drawn, ends)
             if not going.any():
                 break
-            for row in going.nonzero().flatten().tolist():
-                replies[row].append(int(drawn[row]))
+            if 2 * going.sum() <= len(rows):  # to be without the others is worth a copy of the past
+                past.choose(left := going.nonzero().flatten())
+                rows, drawn, seen, going = rows[left], drawn[left], seen[left], going[left]
+            for row, one, goes in zip(rows.tolist(), drawn.tolist(), going.tolist(), strict=True):
+                if goes:
+                    replies[row].append(one)
             tokens, seen = drawn[:, None], torch.cat((seen, torch.ones_like(seen[:, :1])), dim=1)
     model.train(was_training)
     return replies

@@ -102,6 +102,17 @@ def _write_llama(learner: Learner, folder: Path) -> None:
     save_llama(learner.model, learner.shape, learner.tokenizer, folder)
 
 
+class HubPast:
+    """A transformers cache under our signature."""
+
+    def __init__(self) -> None:
+        self.cache: Any = None
+
+    def choose(self, rows: Tensor) -> None:
+        """See `Past.choose`."""
+        self.cache.batch_select_indices(rows)
+
+
 class Hub(nn.Module):
     """A transformers model under our signature."""
 
@@ -119,25 +130,27 @@ class Hub(nn.Module):
         return self.lm_head(self.hidden(tokens, None if documents is None else same_document(documents)))
 
     def hidden(
-        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, past: Any = None
+        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, past: HubPast | None = None
     ) -> Tensor:
-        """See `Llama.hidden`; `past` is a list that holds the transformers cache."""
+        """See `Llama.hidden`."""
         where = None if positions is None else positions.expand(tokens.shape[0], -1)
         body = self.inner.get_decoder() if hasattr(self.inner, "get_decoder") else self.inner.model
         out = body(
-            input_ids=tokens, attention_mask=mask, position_ids=where, past_key_values=past[0] if past else None,
+            input_ids=tokens, attention_mask=mask, position_ids=where, past_key_values=past and past.cache,
             use_cache=past is not None,
         )  # fmt: skip
         if past is not None:
-            past[:] = [out.past_key_values]
+            past.cache = out.past_key_values
         return out.last_hidden_state
 
-    def grow(self, tokens: Tensor, seen: Tensor, past: Any) -> Tensor:
-        """See `Llama.grow`; `past` is a list that holds the transformers cache."""
-        out = self.inner(
-            input_ids=tokens, attention_mask=seen.long(), past_key_values=past[0] if past else None, use_cache=True
-        )
-        past[:] = [out.past_key_values]
+    def past(self) -> HubPast:
+        """See `Llama.past`."""
+        return HubPast()
+
+    def grow(self, tokens: Tensor, seen: Tensor, past: HubPast) -> Tensor:
+        """See `Llama.grow`."""
+        out = self.inner(input_ids=tokens, attention_mask=seen.long(), past_key_values=past.cache, use_cache=True)
+        past.cache = out.past_key_values
         return out.logits[:, -1]
 
 

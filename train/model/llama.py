@@ -5,14 +5,29 @@ because it saves a worker the seconds that importing transformers takes, is no s
 keep packed documents from seeing each other (measured in docs/log.md).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.model.kernels import RMSNorm, rotate
 from train.model.shape import Shape
 
 INITIAL_DEVIATION = 0.02
 MOST_SCORED = 512  # positions whose scores are kept for the backward pass
+TOGETHER = 128  # queries that look at one stretch of keys
+
+
+class Stretch(NamedTuple):
+    """Some queries, the keys that any of them looks at, and what is added to their scores (B * H, queries, keys)."""
+
+    queries: slice
+    keys: slice
+    bias: Tensor
+
+
+Seen = Tensor | list[Stretch] | None  # where queries look: a mask, the same in stretches, or None, which is causal
 
 
 class Attention(nn.Module):
@@ -26,39 +41,44 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.width, shape.width, bias=False)
         self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
 
-    def forward(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, past: "Past | None" = None
-    ) -> Tensor:
-        """(B, T, W) -> (B, T, W); `mask` (B, 1, T, P + T) is true where a query may look, None means causal.
-
-        `past` has the P keys and values before these and is given these too.
-        """
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, seen: Seen, past: "Past | None" = None) -> Tensor:
+        """(B, T, W) -> (B, T, W); `past` has the P keys and values before these and is given these too."""
         projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected)  # (B, H, T, D)
         q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
         if past is not None:
             k, v = past.grown(self, k, v)
-        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v, seen).transpose(1, 2).flatten(2))
 
 
 class Past:
-    """Keys and values (B, H, P, D) of every layer, for text that grows at its end."""
+    """Keys and values (B, H, P, D) of every layer, for text that grows at its end. Without gradients."""
 
     def __init__(self) -> None:
-        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.kept: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}  # with room at the end, and how much is used
 
     @property
     def length(self) -> int:
         """Positions so far."""
-        return next(iter(self.kept.values()))[0].shape[2] if self.kept else 0
+        return next(iter(self.kept.values()))[2] if self.kept else 0
 
     def grown(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of the layer, these at their end."""
-        if layer in self.kept:
-            before_k, before_v = self.kept[layer]
-            k, v = torch.cat((before_k, k), dim=2), torch.cat((before_v, v), dim=2)
-        self.kept[layer] = (k, v)
-        return k, v
+        if layer not in self.kept:
+            self.kept[layer] = (k, v, k.shape[2])
+            return k, v
+        *both, used = self.kept[layer]
+        total = used + k.shape[2]
+        if both[0].shape[2] < total:
+            both = [F.pad(kept[:, :, :used], (0, 0, 0, total)) for kept in both]
+        for kept, new in zip(both, (k, v), strict=True):
+            kept[:, :, used:total] = new
+        self.kept[layer] = (both[0], both[1], total)
+        return both[0][:, :, :total], both[1][:, :, :total]
+
+    def choose(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch alone."""
+        self.kept = {layer: (k[rows], v[rows], used) for layer, (k, v, used) in self.kept.items()}
 
 
 class FeedForward(nn.Module):
@@ -80,14 +100,14 @@ class Block(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(shape.width, shape.norm_eps)
+        self.input_layernorm = RMSNorm(shape.width, shape.norm_eps)
         self.self_attn = Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.width, shape.norm_eps)
+        self.post_attention_layernorm = RMSNorm(shape.width, shape.norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, seen: Seen, past: Past | None = None) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.self_attn(self.input_layernorm(x), cosine, sine, mask, past)
+        x = x + self.self_attn(self.input_layernorm(x), cosine, sine, seen, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -98,7 +118,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.width)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(shape.width, shape.norm_eps)
+        self.norm = RMSNorm(shape.width, shape.norm_eps)
 
 
 class Llama(nn.Module):
@@ -109,7 +129,7 @@ class Llama(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.model = Decoder(shape)
+        self.model, self.heads = Decoder(shape), shape.heads
         self.lm_head = nn.Linear(shape.width, shape.vocab_size, bias=False)
         self.apply(_initialise)
         self.lm_head.weight = self.model.embed_tokens.weight
@@ -121,8 +141,12 @@ class Llama(nn.Module):
         """(B, T) int -> logits (B, T, vocabulary). With `documents` (B, T) a token sees only its own document."""
         return self.lm_head(self.hidden(tokens, None if documents is None else same_document(documents)))
 
+    def past(self) -> Past:
+        """Of a text that has not begun."""
+        return Past()
+
     def hidden(
-        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, past: "Past | None" = None
+        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, past: Past | None = None
     ) -> Tensor:
         """(B, T) int -> (B, T, W): what `lm_head` turns into logits.
 
@@ -147,9 +171,12 @@ class Llama(nn.Module):
         # Of every head: (T, D) -> (1, T, D), and (B, T, D) -> (B, 1, T, D).
         cosine, sine = self.cosine[positions].unsqueeze(-3), self.sine[positions].unsqueeze(-3)
         x = self.model.embed_tokens(tokens)  # (B, T, W)
-        bias = mask if mask is None or not worth_a_bias(mask) else as_bias(mask, x.dtype)
+        if mask is not None and worth_stretches(mask):
+            seen: Seen = stretches(mask.expand(len(x), -1, -1, -1), self.heads, x.dtype)
+        else:
+            seen = mask
         for layer in self.model.layers:
-            x = layer(x, cosine, sine, bias, past)
+            x = layer(x, cosine, sine, seen, past)
         return self.model.norm(x)
 
 
@@ -166,38 +193,46 @@ def rotation_table(shape: Shape) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """(B, H, T, D) -> the same in x's type, each pair turned by its position's angle."""
-    left, right = x.chunk(2, dim=-1)
-    return (x * cosine + torch.cat((-right, left), dim=-1) * sine).to(x.dtype)
-
-
-def worth_a_bias(mask: Tensor) -> bool:
-    """Whether a CPU computes attention under this mask faster by two matrix products than by its fused kernel.
+def worth_stretches(mask: Tensor) -> bool:
+    """Whether a CPU computes attention under this mask faster by matrix products than by its fused kernel.
 
     The kernel's backward pass takes twice their time up to a few hundred positions, and five times at 64 in bf16; they
-    keep (B, H, T, P + T) scores, so long text is left to the kernel.
+    keep scores, so long text is left to the kernel.
     """
     return mask.device.type == "cpu" and mask.dtype == torch.bool and 8 <= mask.shape[-2] <= MOST_SCORED
 
 
-def as_bias(mask: Tensor, kind: torch.dtype) -> Tensor:
-    """Where a query may look -> what is added to its scores, in `kind` or what autocast makes of it."""
+def stretches(mask: Tensor, heads: int, kind: torch.dtype) -> list[Stretch]:
+    """Where queries look, (B, 1, T, P + T), for all layers; biases are of `kind` or of what autocast makes of it.
+
+    Packed documents are short, so that most queries see a small part of the row: scores elsewhere are not computed.
+    """
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else kind
-    return torch.zeros(mask.shape, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
+    looked_at, found = mask.any(0)[0], list[Stretch]()
+    for start in range(0, mask.shape[2], TOGETHER):
+        queries = slice(start, min(start + TOGETHER, mask.shape[2]))
+        keys = looked_at[queries].any(0).nonzero()
+        first, last = (int(keys[0]), int(keys[-1]) + 1) if len(keys) else (0, 1)
+        part = mask[:, :, queries, first:last]
+        bias = torch.zeros(part.shape, dtype=kind).masked_fill_(~part, torch.finfo(kind).min)
+        found.append(Stretch(queries, slice(first, last), bias.expand(-1, heads, -1, -1).flatten(0, 1)))
+    return found
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> Tensor:
     """Queries (B, H, T, D), keys and values (B, H, P + T, D) -> (B, H, T, D).
 
-    `mask` (B or 1, 1, T, P + T) is true where a query may look, or a bias of the queries' type; None means causal.
+    A mask (B or 1, 1, T, P + T) is true where a query may look.
     """
-    if mask is None or mask.dtype != q.dtype:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-    (batch, heads, length, width), total = q.shape, k.shape[2]
-    bias = mask.expand(batch, heads, length, total).reshape(-1, length, total)
-    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=width**-0.5)
-    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, (batch, heads))
+    if not isinstance(seen, list):
+        return F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None)
+    batch, scale = q.shape[0], q.shape[-1] ** -0.5
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    said = []
+    for queries, keys, bias in seen:
+        scores = torch.baddbmm(bias.to(q.dtype), q[:, queries], k[:, keys].transpose(1, 2), alpha=scale)
+        said.append(torch.bmm(scores.softmax(-1), v[:, keys]))
+    return torch.cat(said, dim=1).unflatten(0, (batch, -1))
 
 
 def same_document(documents: Tensor) -> Tensor:

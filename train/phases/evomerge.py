@@ -36,6 +36,7 @@ class EvomergeConfig(PhaseConfig):
     fitness_tokens: int = Field(4096, ge=256)  # a merge is measured on at most so many
     fitness_questions: int = Field(48, ge=0)  # and so many questions at most; 0: loss alone
     answer_tokens: int = Field(20, ge=1)  # of a reply
+    tolerance: float = Field(0.01, ge=0)  # nats per token by which a parent may be better that answers as much
     context_length: int = Field(512, ge=64, le=8192)  # tokens
     precision: Precision = "auto"
 
@@ -66,13 +67,14 @@ class Evomerge(Phase[EvomergeConfig]):
         return evolve(self.config, work)
 
     def gate(self, before: Quality, after: Quality, metrics: dict[str, float]) -> Verdict:
-        """The merge must be as good as the best of its parents on the held-out text, or the run goes on without it."""
+        """The merge must beat the model before, and no parent may have both a lower loss and as many answers."""
         best, average = metrics["held_out_loss_best_parent"], metrics["held_out_loss_average"]
+        good = after.loss <= before.loss and metrics["outdone_by"] <= self.config.tolerance
         return Verdict(
-            outcome=Outcome.PASS if after.loss <= best else Outcome.KEEP,
+            outcome=Outcome.PASS if good else Outcome.KEEP,
             reason=(
-                f"held-out loss {after.loss:.4f} nats per token of the merge, {best:.4f} of the best parent, "
-                f"{average:.4f} of the plain average; answers right {metrics['answers']:.2f}, "
-                f"{metrics['answers_best_parent']:.2f} and {metrics['answers_average']:.2f}"
+                f"held-out loss {before.loss:.4f} -> {after.loss:.4f} nats per token, {best:.4f} of the best parent, "
+                f"{average:.4f} of the plain average; answers right {metrics['answers_before']:.2f} -> "
+                f"{metrics['answers']:.2f}, {metrics['answers_best_parent']:.2f} and {metrics['answers_average']:.2f}"
             ),
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from train.model.generate import draw
-from train.model.llama import Llama, Past, same_document
+from train.model.llama import same_document
 from train.quietstar.blocks import Pondered, Thoughts, arrange, seen_from
 
 SHY = -3.0  # the mixing head's first bias: a thought begins with 5 % of the say
@@ -120,7 +120,7 @@ class Thinker(nn.Module):
     ) -> Thoughts:  # fmt: skip
         """Draw a thought of at most `room` tokens at each of the positions `at` (B, M), all of them side by side."""
         rows, count = at.shape
-        past: Any = Past() if isinstance(self.model, Llama) else []
+        past: Any = self.model.past()
         self.model.hidden(tokens, same_document(documents), None, past)
         before, alone = seen_from(documents, at), torch.eye(count, dtype=torch.bool, device=at.device)
         current = torch.full_like(at, self.think)

@@ -184,16 +184,17 @@ def test_at_most_so_many_questions_are_asked():
     assert [len(questions_of(documents, most)) for most in (0, 1, 3, 9, 10, 99)] == [0, 1, 3, 5, 10, 10]
 
 
-def test_the_gate_asks_for_the_best_parents_loss():
-    def verdict(after: float) -> Outcome:
+def test_the_gate_asks_for_less_loss_than_before_and_for_no_parent_that_is_better_in_all():
+    def verdict(after: float, outdone_by: float = 0.0) -> Outcome:
         metrics = {
             "held_out_loss_best_parent": 2.0, "held_out_loss_average": 2.5, "answers": 0.5, "answers_best_parent": 0.4,
-            "answers_average": 0.1,
+            "answers_average": 0.1, "answers_before": 0.5, "outdone_by": outdone_by,
         }  # fmt: skip
-        quality = Quality(loss=after, accuracy=0.5, bits_per_byte=1.0, tokens=100)
-        return Evomerge(EvomergeConfig.model_validate({})).gate(quality, quality, metrics).outcome
+        qualities = [Quality(loss=loss, accuracy=0.5, bits_per_byte=1.0, tokens=100) for loss in (2.1, after)]
+        return Evomerge(EvomergeConfig.model_validate({})).gate(*qualities, metrics).outcome
 
-    assert [verdict(loss) for loss in (1.9, 2.0, 2.01)] == [Outcome.PASS, Outcome.PASS, Outcome.KEEP]
+    assert [verdict(loss) for loss in (1.9, 2.1, 2.11)] == [Outcome.PASS, Outcome.PASS, Outcome.KEEP]
+    assert [verdict(2.0, by) for by in (0.01, 0.02)] == [Outcome.PASS, Outcome.KEEP]
 
 
 def test_a_configuration_that_cannot_run_is_refused():

@@ -8,7 +8,9 @@ import torch
 
 from train.data.packing import batch, pack
 from train.evaluate.perplexity import held_out_loss
+from train.model import llama
 from train.model.checkpoint import load_llama, publish, save_llama
+from train.model.kernels import Normalised, RMSNorm, rotate
 from train.model.llama import Llama
 from train.model.shape import ARCHITECTURES, Shape, choose
 from train.model.tokenizer import Tokenizer, Turn
@@ -57,6 +59,43 @@ def test_a_packed_document_does_not_see_its_neighbours():
         unmasked = model(together)[0, -1]
     torch.testing.assert_close(masked, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(unmasked, expected, atol=1e-3)
+
+
+def test_attention_in_stretches_is_attention(monkeypatch: pytest.MonkeyPatch):
+    """Rows of several documents and of one, longer than a stretch: the same loss, the same gradients."""
+    torch.manual_seed(2)
+    model = Llama(Shape(width=64, layers=2, heads=2, feed_forward=96, vocab_size=64, context=300))
+    tokens = torch.randint(64, (2, 300))
+    documents = torch.stack((torch.arange(300) // 37, torch.ones(300, dtype=torch.long)))
+    found = []
+    for worth in (True, False):
+        monkeypatch.setattr(llama, "worth_stretches", lambda mask, worth=worth: worth)
+        model.zero_grad()
+        logits = model(tokens, documents)
+        logits.log_softmax(-1)[..., 5].mean().backward()
+        found.append((logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-3)
+
+
+def test_keys_that_no_query_looks_at_are_left_out():
+    documents = torch.tensor([[1] * 100 + [2] * 100 + [3] * 100])
+    found = llama.stretches(llama.same_document(documents), 2, torch.float32)
+    assert [(s.queries.start, s.keys.start, s.keys.stop) for s in found] == [
+        (0, 0, 128),
+        (128, 100, 256),
+        (256, 200, 300),
+    ]
+    assert [tuple(s.bias.shape) for s in found] == [(2, 128, 128), (2, 128, 156), (2, 44, 100)]
+
+
+def test_kernels_have_the_gradients_of_what_they_compute():
+    torch.manual_seed(3)
+    x, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 5, 8), (8,)))
+    angles = torch.randn(1, 5, 4, dtype=torch.float64).repeat(1, 1, 2)
+    norm = RMSNorm(8, 1e-5, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (8,), norm.weight, 1e-5))
+    assert torch.autograd.gradcheck(lambda x, weight: Normalised.apply(x, weight, 1e-5), (x, weight))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, angles.cos(), angles.sin()), (x,))
 
 
 @pytest.mark.parametrize("shape", ARCHITECTURES.values(), ids=ARCHITECTURES)
