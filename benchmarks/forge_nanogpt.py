@@ -2,7 +2,8 @@
 
 Learners in alternating rounds in one process: the peer, in float32 as nanoGPT has it on a CPU; ours with the peer's
 hyper-parameters and number of steps, in float32 and, where the processor computes it, in bf16; ours with the settings
-that are best for it, for as long as the peer takes. All are judged in float32 on the whole last tenth of the text, window by window.
+that are best for it, for as long as the peer takes. All are judged in float32 on the whole last tenth of the
+text, window by window.
 """
 
 import argparse

@@ -18,3 +18,8 @@ def native_bf16(device: "torch.device") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def computed_in(precision: str, device: "torch.device") -> Literal["bf16", "fp32"]:
+    """What `precision` comes to on the device."""
+    return "bf16" if precision == "bf16" or (precision == "auto" and native_bf16(device)) else "fp32"

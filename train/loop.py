@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cluster.hardware import Precision, native_bf16
+from cluster.hardware import Precision, computed_in
 from train import parallel
 from train.causes import Cause, Failed
 from train.data.packing import IGNORED, Batch, Batches, Position
@@ -98,8 +98,8 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 matrices over float32 weights, or nothing; `auto` is bf16 where the hardware has it."""
-    narrow = native_bf16(device) if precision == "auto" else precision == "bf16"
+    """bf16 matrices over float32 weights, or nothing."""
+    narrow = computed_in(precision, device) == "bf16"
     return torch.autocast(device.type, torch.bfloat16) if narrow else nullcontext()
 
 

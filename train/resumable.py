@@ -3,14 +3,15 @@
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
-from cluster.hardware import native_bf16
+from cluster.hardware import computed_in
 from train import parallel
 from train.causes import Cause, Failed
 from train.data.packing import START, Batches
@@ -18,6 +19,7 @@ from train.evaluate.perplexity import perplexity
 from train.loop import Loop, LoopConfig, Objective, Progress
 from train.manifest import Checkpoints, write_durably
 from train.phases.phase import TrainedConfig, Work
+from train.scale import threads
 
 CURVE = "curve.json"
 
@@ -47,6 +49,7 @@ def train(
         work.note("held-out text", loss=round(loss, 4), accuracy=round(accuracy, 4), seconds=spent)
         return loss, accuracy
 
+    weights = sum(parameter.numel() for parameter in model.parameters())
     shared = work.wrap(model)
     settings = LoopConfig.model_validate(config.model_dump(include=set(LoopConfig.model_fields)))
     loop = Loop(
@@ -63,16 +66,25 @@ def train(
         loop.restore(torch.load(found[1], weights_only=True) | elsewhere(batches.seed))
         work.note("branched off", step=found[0].step, of=branch_of, branch=name)
     else:
-        work.note(
-            "training from the start", parameters=sum(p.numel() for p in model.parameters()),
-            threads=torch.get_num_threads(), precision=config.precision, native_bf16=native_bf16(work.device),
-        )  # fmt: skip
-    progress = loop.run(until)
+        work.note("training from the start", parameters=weights, precision=computed_in(config.precision, work.device))
+    with threaded(threads(config.threads, torch.get_num_threads(), weights)):
+        progress = loop.run(until)
     if parallel.sharded(shared):
         parallel.gather(shared, model)
     if work.rank == 0:
         keep_curve(work.folder / (CURVE if name == "checkpoints" else f"{name}.{CURVE}"), progress)
     return progress
+
+
+@contextmanager
+def threaded(count: int) -> Iterator[None]:
+    """Compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def elsewhere(seed: int) -> dict[str, Any]:

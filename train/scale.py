@@ -11,6 +11,7 @@ from cluster.settings import ROOT
 
 SCALES = ROOT / "configs" / "scale"
 SCRAP_OF_A_CPU = 0.01
+WEIGHTS_PER_THREAD = 3_000_000
 
 
 class Scale(BaseModel):
@@ -50,6 +51,16 @@ def suggested(resources: Mapping[str, float], nodes_with_gpu: int) -> str:
     if gpus == 1:
         return "gpu"
     return "gpu8" if nodes_with_gpu == 1 else "fsdp"
+
+
+def threads(asked: int, cores: int, weights: int) -> int:
+    """Threads of a training loop on a CPU; `asked`, where that is not 0.
+
+    Matrices of a few hundred rows are done before a second thread has woken up: with 1.07 million weights a step took
+    150 to 180 ms with two threads that wait passively and 100 to 135 with one; with 3 million two were a fifth faster
+    (docs/log.md).
+    """
+    return asked or max(1, min(cores, weights // WEIGHTS_PER_THREAD))
 
 
 def fitted(scale: Scale, wanted: int, resources: Mapping[str, float], free: Mapping[str, float]) -> Scale:

@@ -1,7 +1,9 @@
 """A training whose job, node or base model is lost, on a real Ray; the run ends as an unbroken one does."""
 
 import asyncio
+import json
 import os
+import random
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,16 +14,29 @@ import pytest
 from eventually import eventually
 from jobs import Processes
 from tiny_forge import TINY
+from tiny_forge import forge as forged
 
 from cluster.clock import utc_now
 from cluster.identity.model import SYSTEM
 from cluster.settings import Settings
 from cluster.store import Store
 from train.models import Models
+from train.phases.phase import run_folder
 from train.runs import FINAL, Run, RunState
 from train.service import Forge
+from train.stage import Ended
 
 LONG = TINY | {"max_steps": 400, "checkpoint_steps": 20, "threads": 1}
+JOBS_END, NODES_END = random.Random(14).sample(range(60, 300), 2)  # the steps at or after which they are killed
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, list[float]]:
+    """What the run comes to when nothing happens to it, and the loss of every step."""
+    home = tmp_path_factory.mktemp("unbroken")
+    (ended,) = forged(home, [("cognate", LONG)])
+    curve = json.loads((run_folder(home, "task_tiny") / "0-cognate" / "curve.json").read_text())
+    return ended, [step[1] for step in curve["steps"]]
 
 
 @pytest.fixture
@@ -46,14 +61,14 @@ async def over(forge: Forge, run: Run) -> bool:
 
 
 @pytest.mark.timeout(300)
-async def test_a_job_that_is_killed_is_taken_up_again_and_ends_as_if_it_had_not_been(forge: Forge, jobs: Processes):
+async def test_a_job_that_is_killed_is_taken_up_again_and_ends_as_if_it_had_not_been(
+    forge: Forge, jobs: Processes, unbroken: tuple[Ended, list[float]]
+):
     """Job, Ray and all of its workers: what is lost is what came after the last checkpoint."""
-    whole = await forge.start(SYSTEM, [("cognate", LONG)])
-    await eventually(lambda: over(forge, whole), within=120)
     run = await forge.start(SYSTEM, [("cognate", LONG)])
 
     async def well_under_way() -> bool:
-        return any(line["step"] >= 100 for line in await noted(forge, run, "checkpoint"))
+        return any(line["step"] >= JOBS_END for line in await noted(forge, run, "checkpoint"))
 
     await eventually(well_under_way, within=120)
     await jobs.stop(run.job_id)
@@ -63,18 +78,22 @@ async def test_a_job_that_is_killed_is_taken_up_again_and_ends_as_if_it_had_not_
         return await over(forge, run)
 
     await eventually(ended, within=150)
-    unbroken, broken = await forge.get(SYSTEM, whole.run_id), await forge.get(SYSTEM, run.run_id)
+    broken = await forge.get(SYSTEM, run.run_id)
     assert (broken.state, broken.attempt) == (RunState.COMPLETED, 2)
     saved = [line["step"] for line in await noted(forge, run, "checkpoint")]
     resumed = (await noted(forge, run, "resumed"))[0]["step"]
-    assert resumed >= 100 and resumed in saved
-    assert broken.stages[0].after == pytest.approx(unbroken.stages[0].after)
-    assert await curve(forge, run) == pytest.approx(await curve(forge, whole))
+    assert resumed >= JOBS_END and resumed in saved
+    await as_unbroken(forge, run, unbroken)
 
 
-async def curve(forge: Forge, run: Run) -> list[float]:
-    """The loss of every step."""
-    return [step[1] for step in (await forge.curves(SYSTEM, run.run_id))[0]["steps"]]
+async def as_unbroken(forge: Forge, run: Run, unbroken: tuple[Ended, list[float]]) -> None:
+    """The same loss at every step, and the same quality in the end."""
+    ended, losses = unbroken
+    broken = await forge.get(SYSTEM, run.run_id)
+    assert broken.stages[0].after == pytest.approx(ended.after.model_dump())
+    steps = (await forge.curves(SYSTEM, run.run_id))[0]["steps"]
+    assert [step[0] for step in steps] == list(range(1, LONG["max_steps"] + 1))
+    assert [step[1] for step in steps] == pytest.approx(losses)
 
 
 @pytest.mark.timeout(280)
@@ -115,7 +134,9 @@ async def again(forge: Forge, run: Run) -> bool:
 
 
 @pytest.mark.timeout(240)
-async def test_a_node_that_is_lost_is_gone_on_without(forge: Forge, jobs: Processes):
+async def test_a_node_that_is_lost_is_gone_on_without(
+    forge: Forge, jobs: Processes, unbroken: tuple[Ended, list[float]]
+):
     """As a spot machine goes: its raylet and all its workers at once. The run goes on where there is room."""
     from ray.cluster_utils import Cluster
 
@@ -128,7 +149,7 @@ async def test_a_node_that_is_lost_is_gone_on_without(forge: Forge, jobs: Proces
         run = await forge.start(SYSTEM, [("cognate", LONG)])
 
         async def well_under_way() -> bool:
-            return any(line["step"] >= 100 for line in await noted(forge, run, "checkpoint"))
+            return any(line["step"] >= NODES_END for line in await noted(forge, run, "checkpoint"))
 
         await eventually(well_under_way, within=150)
         os.kill((await noted(forge, run, "worker started"))[0]["pid"], signal.SIGKILL)
@@ -140,5 +161,5 @@ async def test_a_node_that_is_lost_is_gone_on_without(forge: Forge, jobs: Proces
     ended = await forge.get(SYSTEM, run.run_id)
     assert (ended.state, ended.error) == (RunState.COMPLETED, "")
     resumed = (await noted(forge, run, "resumed"))[0]["step"]
-    assert resumed >= 100
-    assert [step[0] for step in (await forge.curves(SYSTEM, run.run_id))[0]["steps"]] == list(range(1, 401))
+    assert resumed >= NODES_END
+    await as_unbroken(forge, run, unbroken)

@@ -45,7 +45,7 @@ from train.tools import specifications, with_tools
 if TYPE_CHECKING:
     from train.phases.tool_baking import ToolBaking, ToolBakingConfig
 
-BESIDE_DRILLS = 0.25  # of the texts' usual part
+BESIDE_DRILLS = 0.35  # of the texts' usual part
 CHATS = ("dialogue", "capitals", "sums")  # of these the prompted teacher's own answers are baked
 MEASURED_SEED = 0  # every run is asked the same
 

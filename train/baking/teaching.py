@@ -15,6 +15,7 @@ from train.model.tokenizer import SPECIAL, Turn
 
 MOST_EXCHANGES = 2  # in one conversation
 MOST_COPIED = 4  # tokens in one drill
+SPECIAL_SHARE = 0.1
 
 Exchange = tuple[Turn, ...]
 
@@ -49,14 +50,14 @@ def conversations(
 ) -> list[tuple[Exchange, ...]]:
     """All the tool exchanges once, in conversations of up to `MOST_EXCHANGES`, with `share` of others among them.
 
-    A quarter of the others are `special`.
+    A tenth of the others are `special`.
     """
     chance, left, made = random.Random(seed), list(tools), list[tuple[Exchange, ...]]()
     while left:
         exchanges: list[Exchange] = []
         for _ in range(chance.randint(1, MOST_EXCHANGES)):
             if plain and chance.random() < share:
-                exchanges.append(chance.choice(special if special and chance.random() < 0.25 else plain))
+                exchanges.append(chance.choice(special if special and chance.random() < SPECIAL_SHARE else plain))
             elif left:
                 exchanges.append(left.pop())
         made.append(tuple(exchanges))
