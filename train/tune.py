@@ -112,6 +112,18 @@ def per_trial() -> dict[str, float]:
     return {"GPU": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"CPU": SCRAP_OF_A_CPU}
 
 
+def per_place(at_once: int) -> dict[str, float]:
+    """What a candidate reserves so that `at_once` fit and no more.
+
+    One that waits for room is what makes Tune keep the process of one that has ended; by the limit on trials alone it
+    starts a process for nearly each, at three seconds of a core.
+    """
+    free = ray.available_resources().get("CPU", 0.0)
+    if ray.cluster_resources().get("GPU", 0) >= 1 or free <= SCRAP_OF_A_CPU * at_once:
+        return per_trial()
+    return {"CPU": round(0.95 * free / at_once, 4)}
+
+
 def evolver(folder: Path, children: Children, threads: int = 0) -> Any:
     """An `Evolve` over Tune trials on the running cluster; `folder` is where Tune keeps its notes."""
 
@@ -124,10 +136,10 @@ def evolver(folder: Path, children: Children, threads: int = 0) -> Any:
         asking = Asking(search, told, children)
         trainable = tune.with_parameters(Evaluation, evaluate=evaluate, threads=share)
         tune.Tuner(
-            tune.with_resources(trainable, per_trial()),
+            tune.with_resources(trainable, per_place(at_once)),
             tune_config=tune.TuneConfig(
-                search_alg=asking, num_samples=left, max_concurrent_trials=at_once, reuse_actors=True, metric=METRIC,
-                mode="max",
+                search_alg=asking, num_samples=left, max_concurrent_trials=at_once + 1, reuse_actors=True,
+                metric=METRIC, mode="max",
             ),
             run_config=tune.RunConfig(
                 name="trials", storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=2)
