@@ -40,13 +40,15 @@ def plain(config: Any, batches: Any, make: Callable[[], Any]) -> tuple[float, fl
     import torch
     from torch.nn import functional as F
 
+    from cluster.hardware import native_bf16
+
     model = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     data = iter(batches())
     watch = Stopwatch(config)
     for _ in range(STEPS):
         tokens, targets, documents = (torch.from_numpy(array) for array in next(data))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16(torch.device("cpu"))):
             logits = model(tokens, documents)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
         loss.backward()
