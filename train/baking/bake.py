@@ -66,6 +66,7 @@ class Baking:
         self.asked = tasks(config.measured_tasks, MEASURED_SEED, held_out=True, names=config.tools)
         self.plainly = [document for document in corpus.held_out if document.turns]
         self.rows = held_out_batches(learner, corpus.held_out, config.held_out_tokens, config.context_length)
+        self.loops: list[Progress] = []
 
     def run(self) -> dict[str, float]:
         """Teach, bake, measure."""
@@ -84,6 +85,12 @@ class Baking:
             found |= measured(progress) | near
         found |= self.remembered("baked", lambda: self.tools("after") | self.tools("reprompted", self.prompt)
                                  | self.chats("after") | self.copying("after"))  # fmt: skip
+        seconds, tokens = sum(loop.seconds for loop in self.loops), sum(loop.tokens for loop in self.loops)
+        found |= {
+            "training_seconds": seconds,
+            "tokens": float(tokens),
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+        }
         if self.work.rank == 0:
             self.learner.replay += self.shown_later()
             publish(self.work.output, self.learner.save)
@@ -155,10 +162,12 @@ class Baking:
             book.documents, settings.mix, context=config.context_length, size=config.batch_size, pad=self.learner.pad,
             seed=config.seed, part=(work.rank, work.world),
         )  # fmt: skip
-        return train(
+        progress = train(
             replace(work, report=report), settings, Student(self.learner.model), batches, evaluate=evaluate,
             objective=objective, name=name,
         )  # fmt: skip
+        self.loops.append(progress)
+        return progress
 
     def book(self, lessons: list[Lesson], besides: tuple[str, ...] = ()) -> Book:
         """The lessons, as source tools, and beside them the texts of all other sources but `besides`."""

@@ -15,7 +15,6 @@ from train.phases import catalogue
 from train.pretraining import imported
 from train.stage import Ended
 
-torch.set_num_threads(1)
 SHORT = TINY | {"max_steps": 8, "held_out_tokens": 256}
 
 

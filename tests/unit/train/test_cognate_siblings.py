@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_forge import TINY, forge
 
 from train.phases import catalogue
 from train.stage import standing
 
-torch.set_num_threads(1)
 FAMILY = TINY | {
     "max_steps": 24, "siblings": 3, "siblings_from": 0.5, "batch_size": 1, "held_out_tokens": 256,
     "checkpoint_steps": 5,

@@ -11,8 +11,6 @@ from train.causes import Cause, Failed
 from train.compression.artifact import ARTIFACT, Entry, expand, read, read_notes, tensors, write
 from train.compression.codecs import decode, encode
 
-torch.set_num_threads(1)
-
 
 def entries() -> list[Entry]:
     weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0)) * 0.1

@@ -10,7 +10,6 @@ from train.compression import hyper, seedlm
 from train.compression.bits import Reader, Writer, pack, unpack
 from train.compression.codecs import Known, decode, encode
 
-torch.set_num_threads(1)
 WAYS = [
     ("cast", {"dtype": "bfloat16"}),
     *[("kquant", {"bits": bits}) for bits in (2, 3, 4, 5, 6, 8)],

@@ -14,7 +14,6 @@ from train.model.checkpoint import publish
 from train.model.learner import REPLAY, load
 from train.phases.phase import Outcome
 
-torch.set_num_threads(1)
 SMALL = {
     "codecs": ["kquant"], "calibration_tokens": 256, "measured_tokens": 256, "measured": 1, "timed_tokens": 4,
     "tolerance_nats": 0.1,

@@ -19,7 +19,6 @@ from train.model.shape import Shape
 from train.model.tokenizer import Tokenizer
 
 SHAPE = Shape(width=32, layers=4, heads=1, feed_forward=64, vocab_size=300, context=32)
-torch.set_num_threads(1)
 State = dict[str, Tensor]
 
 

@@ -25,7 +25,6 @@ from train.phases.evomerge import Evomerge, EvomergeConfig
 from train.phases.phase import Outcome, Work
 from train.stage import standing
 
-torch.set_num_threads(1)
 FAMILY = TINY | {"max_steps": 24, "siblings": 3, "siblings_from": 0.5, "batch_size": 1, "held_out_tokens": 256}
 SMALL = {
     "population": 4, "generations": 2, "fitness_tokens": 256, "fitness_questions": 2, "answer_tokens": 4,

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_forge import TINY, forge
 
 from train.evaluate.quality import Quality
@@ -17,7 +16,6 @@ from train.model.learner import load
 from train.phases import catalogue
 from train.phases.phase import Outcome, Verdict
 
-torch.set_num_threads(1)
 SHORT = {"context_length": 64, "batch_size": 2, "threads": 1}
 PHASES = [
     ("cognate", TINY | {"max_steps": 24, "siblings": 3, "siblings_from": 0.5, "batch_size": 1, "context_length": 256}),

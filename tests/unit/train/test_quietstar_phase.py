@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from checkpoints import tiny_checkpoint
 from tiny_forge import TINY, forge
 from transformers import AutoTokenizer
@@ -19,7 +18,6 @@ from train.model.tokenizer import END, THINK, THOUGHT, Turn
 from train.phases.phase import Outcome
 from train.phases.quietstar import Quietstar, QuietstarConfig
 
-torch.set_num_threads(1)
 TINY_QUIETSTAR = {
     "max_steps": 8, "reinforce_from": 0.5, "positions": 4, "thoughts": 2, "thought_tokens": 4, "ahead": 4,
     "context_length": 64, "thinking_context": 64, "batch_size": 2, "scratchpads": 60,
