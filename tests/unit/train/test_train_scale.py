@@ -1,9 +1,11 @@
-"""How many workers a run gets, on what."""
+"""How many workers a run gets, on what, and how they compute."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import hardware
 from cluster.errors import Invalid
 from train import scale
 from train.phases import catalogue
@@ -50,3 +52,19 @@ def test_a_name_that_is_not_there_is_refused_with_those_that_are():
 def test_a_worker_on_a_cpu_can_always_be_placed(free, wanted):
     fitted = scale.fitted(scale.known("cpu"), wanted, {"CPU": 4.0}, {"CPU": free})
     assert fitted.workers * fitted.cpus_per_worker <= max(free, fitted.workers * scale.SCRAP_OF_A_CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "weights", "threads"),
+    [(0, 2, 1_066_112, 1), (0, 2, 6_000_000, 2), (0, 16, 124_000_000, 16), (0, 16, 12_000_000, 4), (3, 2, 1, 3)],
+)
+def test_few_weights_are_trained_by_few_threads(asked: int, cores: int, weights: int, threads: int):
+    assert scale.threads(asked, cores, weights) == threads
+
+
+@pytest.mark.parametrize(("native", "computed"), [(True, "bf16"), (False, "fp32")])
+def test_precision_is_the_hardwares_unless_it_is_named(native: bool, computed: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hardware, "native_bf16", lambda device: native)
+    device = torch.device("cpu")
+    assert hardware.computed_in("auto", device) == computed
+    assert [hardware.computed_in(named, device) for named in ("bf16", "fp32")] == ["bf16", "fp32"]
