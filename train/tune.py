@@ -115,16 +115,14 @@ def per_trial() -> dict[str, float]:
 def per_place(at_once: int) -> dict[str, float]:
     """What a candidate reserves so that `at_once` fit and no more.
 
-    One that waits for room is what makes Tune keep the process of one that has ended; by the limit on trials alone it
-    starts a process for nearly each, at three seconds of a core.
+    One that waits for room is what makes Tune keep the process of one that has ended; else it starts one for each.
     """
     free = ray.available_resources().get("CPU", 0.0)
-    if ray.cluster_resources().get("GPU", 0) >= 1 or free <= SCRAP_OF_A_CPU * at_once:
-        return per_trial()
-    return {"CPU": round(0.95 * free / at_once, 4)}
+    scarce = ray.cluster_resources().get("GPU", 0) >= 1 or free <= SCRAP_OF_A_CPU * at_once
+    return per_trial() if scarce else {"CPU": round(0.95 * free / at_once, 4)}
 
 
-def evolver(folder: Path, children: Children, threads: int = 0) -> Any:
+def evolver(folder: Path, children: Children) -> Any:
     """An `Evolve` over Tune trials on the running cluster; `folder` is where Tune keeps its notes."""
 
     def evolve(search: Search, evaluate: Evaluate, told: Any) -> None:
@@ -132,9 +130,9 @@ def evolver(folder: Path, children: Children, threads: int = 0) -> Any:
         if left <= 0:
             return
         at_once = min(places(), left)
-        share = threads or max(1, len(os.sched_getaffinity(0)) // at_once)
+        threads = max(1, len(os.sched_getaffinity(0)) // at_once)
         asking = Asking(search, told, children)
-        trainable = tune.with_parameters(Evaluation, evaluate=evaluate, threads=share)
+        trainable = tune.with_parameters(Evaluation, evaluate=evaluate, threads=threads)
         tune.Tuner(
             tune.with_resources(trainable, per_place(at_once)),
             tune_config=tune.TuneConfig(

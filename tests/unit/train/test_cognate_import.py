@@ -59,7 +59,7 @@ def fell(outcome: Ended) -> bool:
 
 
 def test_further_training_begins_where_the_base_model_ended(first: Path, tmp_path: Path):
-    before = forge(tmp_path, [("cognate", SHORT | {"base_models": [str(first)]})])[0].before
+    before = forge(tmp_path, [("cognate", SHORT | {"base_models": [str(first)], "max_steps": 30})])[0].before
     ended = Ended.model_validate_json((first.parent / "outcome.json").read_bytes()).after
     assert before.loss == pytest.approx(ended.loss, rel=1e-3)
     assert (model_of(tmp_path) / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
