@@ -42,7 +42,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("base")
-    forge(home, [("cognate", TINY | {"context_length": 512, "max_steps": 1, "vocab_size": 700})])
+    forge(home, [("cognate", TINY | {"context_length": 512, "max_steps": 4, "vocab_size": 700})])
     return home / "runs" / "task_tiny" / "0-cognate" / "model"
 
 

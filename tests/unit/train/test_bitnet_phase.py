@@ -135,7 +135,7 @@ def test_an_interrupted_phase_ends_as_an_unbroken_one(tmp_path: Path, seed: Path
 
 
 def test_later_training_of_a_ternary_model_stays_ternary(tmp_path: Path, seed: Path):
-    more = TINY | {"max_steps": 30, "learning_rate": 1e-3}
+    more = TINY | {"max_steps": 80, "learning_rate": 1e-3}
     for name in ("vocab_size", "parameter_budget", "target_architecture"):
         more.pop(name)
     forge(tmp_path / "first", phases(seed, max_steps=4))

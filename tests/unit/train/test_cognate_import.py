@@ -15,7 +15,7 @@ from train.phases import catalogue
 from train.pretraining import imported
 from train.stage import Ended
 
-SHORT = TINY | {"max_steps": 8, "held_out_tokens": 256}
+SHORT = TINY | {"max_steps": 24}
 
 
 def model_of(home: Path) -> Path:
@@ -32,7 +32,7 @@ def first(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def second(first: Path, tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("second")
-    forge(home, [("cognate", SHORT | {"base_models": [str(first)], "seed": 7})])
+    forge(home, [("cognate", SHORT | {"base_models": [str(first)], "seed": 7, "max_steps": 80})])
     return model_of(home)
 
 
@@ -59,7 +59,7 @@ def fell(outcome: Ended) -> bool:
 
 
 def test_further_training_begins_where_the_base_model_ended(first: Path, tmp_path: Path):
-    before = forge(tmp_path, [("cognate", SHORT | {"base_models": [str(first)], "max_steps": 30})])[0].before
+    before = forge(tmp_path, [("cognate", SHORT | {"base_models": [str(first)], "max_steps": 80})])[0].before
     ended = Ended.model_validate_json((first.parent / "outcome.json").read_bytes()).after
     assert before.loss == pytest.approx(ended.loss, rel=1e-3)
     assert (model_of(tmp_path) / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
@@ -85,7 +85,7 @@ def test_several_base_models_are_averaged(first: Path, second: Path):
 
 
 def test_a_run_of_several_base_models_begins_at_their_average(first: Path, second: Path, tmp_path: Path):
-    given = SHORT | {"base_models": [str(first), str(second)], "merge_strategy": "linear", "max_steps": 1}
+    given = SHORT | {"base_models": [str(first), str(second)], "merge_strategy": "linear"}
     outcome = forge(tmp_path, [("cognate", given | {"learning_rate": 1e-9})])[0]
     state = load_file(model_of(tmp_path) / "model.safetensors")
     for name, tensor in imported((first, second)).model.state_dict().items():
@@ -95,7 +95,7 @@ def test_a_run_of_several_base_models_begins_at_their_average(first: Path, secon
 
 
 def test_models_of_different_shapes_are_not_averaged(first: Path, tmp_path: Path):
-    wide = SHORT | {"target_architecture": "llama-3m", "max_steps": 1}
+    wide = SHORT | {"target_architecture": "llama-3m", "max_steps": 4}
     forge(tmp_path, [("cognate", wide)])
     with pytest.raises(Failed, match=r"\(512, 128\) and \(512, 192\)") as failed:
         imported((first, model_of(tmp_path)))

@@ -140,7 +140,7 @@ def test_one_parent_is_not_enough(family: Path):
 def test_parents_of_unlike_shapes_are_refused(family: Path, tmp_path: Path):
     forge(
         tmp_path,
-        [("cognate", TINY | {"max_steps": 1, "target_architecture": "llama-3m", "parameter_budget": 4_000_000})],
+        [("cognate", TINY | {"max_steps": 4, "target_architecture": "llama-3m", "parameter_budget": 4_000_000})],
     )
     work = work_of(family)
     work.siblings = (tmp_path / "runs/task_tiny/0-cognate/model",)
